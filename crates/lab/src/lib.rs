@@ -1,1 +1,52 @@
-//! Under construction.
+//! What tests, benches and developer commands share: where Firecracker and the developers' cache are.
+//!
+//! Only for developers: no product crate depends on this one.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The Firecracker version that tests run against when none is given.
+pub const FIRECRACKER_VERSION: &str = "1.12.1";
+
+/// The developers' cache: `SMARTVM_DEV_CACHE`, else `$XDG_CACHE_HOME/smartvm-dev`, else `~/.cache/smartvm-dev`.
+///
+/// It lies outside of the git tree, so that `git clean` costs no download.
+pub fn dev_cache() -> PathBuf {
+    if let Some(dir) = env::var_os("SMARTVM_DEV_CACHE") {
+        return dir.into();
+    }
+    let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(|| {
+        let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_else(|| "/root".into());
+        home.join(".cache")
+    });
+    base.join("smartvm-dev")
+}
+
+/// The Firecracker binary for tests: `SMARTVM_FIRECRACKER`, else `firecracker` on PATH, else the one in
+/// the developers' cache.
+///
+/// # Panics
+/// When there is none: a test that needs Firecracker must never pass without it.
+pub fn firecracker() -> PathBuf {
+    find("SMARTVM_FIRECRACKER", "firecracker")
+}
+
+/// The jailer for tests, found like [`firecracker`] (`SMARTVM_JAILER`).
+///
+/// # Panics
+/// When there is none.
+pub fn jailer() -> PathBuf {
+    find("SMARTVM_JAILER", "jailer")
+}
+
+fn find(variable: &str, name: &str) -> PathBuf {
+    if let Some(path) = env::var_os(variable) {
+        return path.into();
+    }
+    let on_path = env::var_os("PATH")
+        .and_then(|dirs| env::split_paths(&dirs).map(|dir| dir.join(name)).find(|path| path.is_file()));
+    let cached = dev_cache().join("firecracker").join(format!("v{FIRECRACKER_VERSION}")).join(name);
+    on_path.or_else(|| Path::new(&cached).is_file().then(|| cached.clone())).unwrap_or_else(|| {
+        panic!("no {name}: run `cargo xtask test`, which fetches it to {}, or set {variable}", cached.display())
+    })
+}
