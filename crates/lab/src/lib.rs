@@ -47,6 +47,9 @@ fn find(variable: &str, name: &str) -> PathBuf {
         .and_then(|dirs| env::split_paths(&dirs).map(|dir| dir.join(name)).find(|path| path.is_file()));
     let cached = dev_cache().join("firecracker").join(format!("v{FIRECRACKER_VERSION}")).join(name);
     on_path.or_else(|| Path::new(&cached).is_file().then(|| cached.clone())).unwrap_or_else(|| {
-        panic!("no {name}: run `cargo xtask test`, which fetches it to {}, or set {variable}", cached.display())
+        panic!(
+            "no {name}: run `cargo xtask test`, which fetches it to {}, or set {variable}",
+            cached.display()
+        )
     })
 }
