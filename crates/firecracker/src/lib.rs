@@ -1,1 +1,20 @@
-//! Under construction.
+//! Firecracker's own language: what is said to it and what it says, by version.
+//!
+//! Knows nothing of processes, jails or machines: give it the path of an API socket, or a connected
+//! stream, and it speaks. In reading order:
+//!
+//! * [`version`]: version numbers
+//! * [`api`]: every request and answer, in Firecracker's field names
+//! * [`error`]: what can go wrong with a request
+//! * [`client`]: one connection to one VMM
+//! * [`socket`]: connecting without blocking, whatever the length of the path
+
+pub mod api;
+pub mod client;
+pub mod error;
+pub mod socket;
+pub mod version;
+
+pub use client::Client;
+pub use error::ApiError;
+pub use version::Version;
