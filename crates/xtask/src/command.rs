@@ -1,6 +1,6 @@
 //! Starting programs, and ending well when the developer presses Ctrl-C.
 
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,18 +34,11 @@ pub(crate) fn status(command: &mut Command) -> Result<ExitStatus> {
     if interrupted() { Err(Failure::interrupted()) } else { Ok(status) }
 }
 
-/// Runs a program like [`status`]; it must succeed.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = status(command)?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(Failure::new(format!("`{}` failed", line(command))).cause(status))
-}
-
 /// Runs a program that must succeed and answers its stdout. Its stderr is shown only if it fails.
+///
+/// It has no stdin unless the command was given one.
 pub(crate) fn read(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().map_err(|error| not_started(command, &error))?;
+    let output = command.output().map_err(|error| not_started(command, &error))?;
     if interrupted() {
         return Err(Failure::interrupted());
     }
@@ -85,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_named() {
-        let failure = run(&mut Command::new("no-such-program-here")).unwrap_err().to_string();
+        let failure = status(&mut Command::new("no-such-program-here")).unwrap_err().to_string();
         assert!(failure.contains("cannot start `no-such-program-here`"), "{failure}");
         assert!(!on_path("no-such-program-here"));
     }

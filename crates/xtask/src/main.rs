@@ -4,9 +4,16 @@
 //! (how programs are started). No product code is here and no async runtime, so that the first
 //! `cargo xtask` of a fresh clone compiles quickly.
 
+mod bench;
+mod check;
 mod command;
 mod failure;
+mod kvm;
 mod lab;
+mod leaks;
+mod setup;
+mod test;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -23,12 +30,27 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Find or install what the other commands need; they do this themselves.
+    Setup,
+    /// Run every test where it can run: on this machine's KVM or in the lab.
+    Test(test::Arguments),
+    /// Judge the sources: format, lints, docs, dependency direction, licences, habits.
+    Check,
+    /// Show what smartvm or its tests left behind on this machine.
+    Leaks(leaks::Arguments),
+    /// Measure against a floor that is measured in the same run.
+    Bench(bench::Arguments),
     /// Run a command inside the emulated KVM host.
     Lab(lab::Arguments),
 }
 
 fn main() -> ExitCode {
     let ended = command::watch_for_interrupts().and_then(|()| match Arguments::parse().command {
+        Task::Setup => setup::command(),
+        Task::Test(arguments) => test::run(arguments),
+        Task::Leaks(arguments) => leaks::run(&arguments),
+        Task::Check => check::run(),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Lab(arguments) => lab::run(arguments),
     });
     ended.unwrap_or_else(|failure: Failure| failure.report())

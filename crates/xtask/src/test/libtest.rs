@@ -1,0 +1,51 @@
+//! What Rust's test programs print at their end.
+
+/// Tests counted by result.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) passed: usize,
+    pub(super) failed: usize,
+    pub(super) ignored: usize,
+}
+
+/// The sum of all result lines of the output: doc tests print one for each crate. None when there is no
+/// such line, as when the program died.
+pub(super) fn counts(output: &str) -> Option<Counts> {
+    let results = output.lines().filter_map(|line| line.strip_prefix("test result: "));
+    results.map(of_line).fold(None, |sum, one| {
+        let sum = sum.unwrap_or_default();
+        Some(Counts {
+            passed: sum.passed + one.passed,
+            failed: sum.failed + one.failed,
+            ignored: sum.ignored + one.ignored,
+        })
+    })
+}
+
+/// Reads `ok. 3 passed; 1 failed; 0 ignored; …`.
+fn of_line(line: &str) -> Counts {
+    let words: Vec<&str> = line.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
+    let number = |name| {
+        let at = words.iter().position(|word| *word == name);
+        at.and_then(|at| words.get(at.checked_sub(1)?)?.parse().ok()).unwrap_or(0)
+    };
+    Counts { passed: number("passed"), failed: number("failed"), ignored: number("ignored") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_result_lines_are_summed() {
+        let output = "running 2 tests\n\
+            test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+            test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s\n";
+        assert_eq!(counts(output), Some(Counts { passed: 14, failed: 3, ignored: 1 }));
+    }
+
+    #[test]
+    fn a_program_that_died_has_no_result() {
+        assert_eq!(counts("running 2 tests\ntest a ... ok\n"), None);
+    }
+}
