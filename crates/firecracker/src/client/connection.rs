@@ -1,8 +1,13 @@
 //! One exchange over a connected stream.
 //!
 //! hyper's connection is made around the stream for one request and taken off again after the answer. So
-//! an idle VMM costs a descriptor and no buffers (hyper's are 16 KiB), no task has to be woken to carry a
-//! request, and a dropped exchange drops the stream with it. Making the pair costs a few allocations.
+//! an idle VMM costs a descriptor and no buffers (hyper's are 16 KiB), and no task has to be woken to
+//! carry a request. Making the pair costs a few allocations.
+//!
+//! A stream that is given up with an answer outstanding is not closed at once but read to its end by a
+//! task: Firecracker 1.12.1 writes its answers without guarding against SIGPIPE, whose handler ends the
+//! whole VMM (seen with a payload over the limit, which it answers many times over, and the connection
+//! closed under its hands).
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -39,7 +44,7 @@ impl Broken {
         match self {
             Self::BeforeSending(source) => ApiError::Disconnected { verb, path, sent: false, source },
             Self::Http(error) if error.is_parse() => {
-                let quiet = may_quote_mmds(&path);
+                let quiet = may_quote_mmds(verb, &path);
                 let problem = if quiet { "it is not HTTP".to_owned() } else { error.to_string() };
                 ApiError::Protocol { verb, path, problem }
             }
@@ -52,7 +57,7 @@ impl Broken {
 /// Sends `request`, returns the answer, and the stream when it can carry another request.
 ///
 /// # Cancel safety
-/// Dropping the future closes the stream.
+/// Dropping the future gives the stream up.
 pub(super) async fn exchange(
     stream: UnixStream,
     request: Request<Full<Bytes>>,
@@ -60,7 +65,7 @@ pub(super) async fn exchange(
 ) -> Result<(Answer, Option<UnixStream>), Broken> {
     let (mut sender, connection) =
         http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(Broken::BeforeSending)?;
-    let mut connection = Some(connection);
+    let mut carried = Carried { connection: Some(connection) };
     let mut exchanged = pin!(async {
         let response = sender.send_request(request).await.map_err(|error| match error.is_canceled() {
             true => Broken::BeforeSending(error),
@@ -69,52 +74,80 @@ pub(super) async fn exchange(
         Ok((read(response, limit).await?, sender))
     });
     // One task drives both halves. The connection comes second, so that it finds the request, and what it
-    // brings in is picked up at once. A connection that ended is dropped: that ends the exchange too.
+    // brings in is picked up at once. A connection that ended is taken apart: that ends the exchange too.
     let (answer, mut sender) = poll_fn(|cx| {
         if let Poll::Ready(result) = exchanged.as_mut().poll(cx) {
             return Poll::Ready(result);
         }
-        drive(&mut connection, cx);
+        carried.drive(cx);
         exchanged.as_mut().poll(cx)
     })
     .await?;
     // One more turn, in which the connection sees that the answer is complete: then it wants another
     // request, unless one of the two sides wants to close.
     let usable = poll_fn(|cx| {
-        drive(&mut connection, cx);
+        carried.drive(cx);
         Poll::Ready(matches!(sender.poll_ready(cx), Poll::Ready(Ok(()))))
     })
     .await;
-    let Some(parts) = connection.map(http1::Connection::into_parts) else { return Ok((answer, None)) };
-    let stream = parts.io.into_inner();
-    if answer.is_out_of_step() {
-        run_dry(stream).await;
-        return Ok((answer, None));
+    if usable && !answer.is_out_of_step() {
+        return Ok((answer, carried.reclaim()));
     }
-    let in_step = usable && parts.read_buf.is_empty();
-    Ok((answer, in_step.then_some(stream)))
-}
-
-/// Ends a connection whose peer is still busy with what it takes for requests, and sees it close first.
-///
-/// Firecracker 1.12.1 was seen to reset the *next* connection now and then when such a one was closed
-/// under its hands. Waits 250 ms at most: the answer is known, only the next request is at stake.
-async fn run_dry(mut stream: UnixStream) {
-    let dry = async {
-        let mut sink = [0; 4096];
-        stream.shutdown().await?;
-        while stream.read(&mut sink).await? > 0 {}
-        std::io::Result::Ok(())
-    };
-    // Any end will do: closed, broken, or given up.
-    let _ = tokio::time::timeout(Duration::from_millis(250), dry).await;
+    Ok((answer, None))
 }
 
 type Connection = http1::Connection<TokioIo<UnixStream>, Full<Bytes>>;
 
-fn drive(connection: &mut Option<Connection>, cx: &mut Context<'_>) {
-    if connection.as_mut().is_some_and(|live| live.poll_without_shutdown(cx).is_ready()) {
-        *connection = None;
+/// A connection on its way. Unless reclaimed, its stream is read to the end, not closed.
+struct Carried {
+    connection: Option<Connection>,
+}
+
+impl Carried {
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        if self.connection.as_mut().is_some_and(|live| live.poll_without_shutdown(cx).is_ready()) {
+            self.give_up();
+        }
+    }
+
+    /// The stream, when nothing more was read from it than the answer.
+    fn reclaim(&mut self) -> Option<UnixStream> {
+        let parts = self.connection.take()?.into_parts();
+        let stream = parts.io.into_inner();
+        if parts.read_buf.is_empty() {
+            return Some(stream);
+        }
+        abandon(stream);
+        None
+    }
+
+    fn give_up(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            abandon(connection.into_parts().io.into_inner());
+        }
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+/// How long a stream that was given up stays open for an answer that may still come.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Sends nothing more, reads and drops what still comes until the peer closes, then closes.
+fn abandon(mut stream: UnixStream) {
+    let run_dry = async move {
+        let mut sink = [0; 1024];
+        stream.shutdown().await?;
+        while stream.read(&mut sink).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    // Outside of a runtime nothing can be read any more: the stream closes here.
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        drop(runtime.spawn(tokio::time::timeout(PATIENCE, run_dry)));
     }
 }
 

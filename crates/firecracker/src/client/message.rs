@@ -79,7 +79,7 @@ impl Answer {
             Ok(refusal) => refusal.fault_message,
             Err(_) => text.into_owned(),
         };
-        let fault_message = match may_quote_mmds(path) {
+        let fault_message = match may_quote_mmds(verb, path) {
             true => FaultMessage::about_mmds_contents(message),
             false => FaultMessage::new(message),
         };
@@ -93,10 +93,12 @@ impl Answer {
     }
 }
 
-/// Whether requests to this path carry MMDS contents, or answers may quote them.
-pub(super) fn may_quote_mmds(path: &str) -> bool {
+/// Whether such requests carry MMDS contents, or answers may quote them. Of `/mmds/config` only PUT does
+/// not: Firecracker 1.12.1 answers `GET /mmds/config` with the contents.
+pub(super) fn may_quote_mmds(verb: Verb, path: &str) -> bool {
     let path = path.split(['?', '#']).next().unwrap_or(path);
-    path != "/mmds/config" && path.split('/').any(|segment| segment == "mmds")
+    let configures = verb == Verb::Put && path == "/mmds/config";
+    !configures && path.split('/').any(|segment| segment == "mmds")
 }
 
 /// The HTTP form of a request.
@@ -159,10 +161,11 @@ mod tests {
     #[test]
     fn mmds_paths_are_known_in_every_spelling() {
         for path in ["/mmds", "/mmds/", "//mmds", "/mmds?x", "/mmds/config/x", "/x/mmds"] {
-            assert!(may_quote_mmds(path), "{path}");
+            assert!(may_quote_mmds(Verb::Put, path), "{path}");
         }
+        assert!(may_quote_mmds(Verb::Get, "/mmds/config"));
         for path in ["/mmds/config", "/", "/drives/mmds1"] {
-            assert!(!may_quote_mmds(path), "{path}");
+            assert!(!may_quote_mmds(Verb::Put, path), "{path}");
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! * Requests are sent one after the other, in the order in which they were asked for: Firecracker
 //!   answers in order and works on one at a time anyway.
-//! * A request that timed out, or whose future was dropped, closes the connection, so that its answer can
-//!   never be taken for the next one's. The next request opens a new connection.
+//! * A request that timed out, or whose future was dropped, gives its connection up, so that its answer
+//!   can never be taken for the next one's. The next request opens a new connection (Firecracker takes ten).
 //! * Nothing that may have been processed is ever sent again.
 //! * Every answer has a bound, and every request but one a deadline ([`Client::with_deadline`]).
 //! * Bodies are never logged. `tracing` sees verb, path, status, sizes and time.
@@ -145,7 +145,7 @@ impl Client {
     /// The VMM could not be reached, did not answer in time, or answered what is not HTTP or too much.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the connection once the request is on its way; the request may then
+    /// Dropping the future gives the connection up once the request is on its way; the request may then
     /// have taken effect.
     pub async fn raw(&self, verb: Verb, path: &str, body: Option<Bytes>) -> Result<Answer, ApiError> {
         let begun = Instant::now();
@@ -176,7 +176,7 @@ impl Client {
         let answer = self.raw(verb, path, None).await?.success(verb, path)?;
         serde_json::from_slice(&answer.body).map_err(|error| {
             // The parser's text may quote the answer, so an MMDS answer gets none.
-            let problem = match may_quote_mmds(path) {
+            let problem = match may_quote_mmds(verb, path) {
                 true => "its JSON has another form".to_owned(),
                 false => error.to_string(),
             };

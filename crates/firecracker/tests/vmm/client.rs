@@ -156,7 +156,7 @@ async fn a_late_answer_is_never_taken_for_the_next_requests() {
 }
 
 #[tokio::test]
-async fn a_dropped_request_closes_its_connection() {
+async fn a_dropped_request_gives_its_connection_up() {
     let (peer, go) = slow_peer();
     let client = peer.client();
     {
@@ -219,7 +219,7 @@ async fn extra_bytes_after_an_answer_end_the_connection() {
         }
     });
     let client = peer.client();
-    for _ in 0..3 {
+    for _ in 0..20 {
         assert_eq!(client.raw(Verb::Get, "/", None).await.unwrap().status, 200);
     }
 }
@@ -243,4 +243,17 @@ async fn a_refusal_keeps_firecrackers_reason_and_the_connection() {
     let error = answer.success(Verb::Get, "/nope").unwrap_err();
     assert_eq!(error.fault_message().unwrap().as_str(), "Invalid request method and/or path: GET nope.");
     client.describe_instance().await.unwrap();
+}
+#[tokio::test]
+async fn a_payload_over_the_limit_is_one_clear_fault_and_the_next_request_works() {
+    let vmm = Firecracker::start(&[]);
+    let client = vmm.client();
+    for _ in 0..20 {
+        let body = Bytes::from(format!("{{\"state\":\"{}\"}}", "x".repeat(60_000)));
+        let answer = client.raw(Verb::Patch, "/vm", Some(body)).await.unwrap();
+        let error = answer.success(Verb::Patch, "/vm").unwrap_err();
+        assert!(error.to_string().contains("larger than the limit of 51200"), "{error}");
+        assert!(error.hint().unwrap().contains("--http-api-max-payload-size"));
+        client.describe_instance().await.unwrap_or_else(|error| panic!("{error:?}\n{}", vmm.output()));
+    }
 }
