@@ -63,13 +63,18 @@ fn boot(binaries: &Binaries) -> Result<(), String> {
     fs::write(&kernel, Guest::Message(&format!("{GREETING}\n")).elf())
         .and_then(|()| fs::write(&config, spec.to_string()))
         .map_err(|error| format!("the trial guest cannot be written: {error}"))?;
+    // Its log must not share stdout with the guest: they would be mixed within a line.
+    let log = scratch.path().join("log");
+    fs::write(&log, "").map_err(|error| format!("the trial's log cannot be written: {error}"))?;
     let mut firecracker = Command::new(&binaries.firecracker);
-    firecracker.args(["--no-api", "--config-file"]).arg(&config);
+    firecracker.args(["--no-api", "--config-file"]).arg(&config).arg("--log-path").arg(&log);
     let said = output_within(&mut firecracker, PATIENCE)?;
     if said.contains(GREETING) {
         return Ok(());
     }
-    Err(format!("the trial guest did not answer; Firecracker said: {}", said.trim()))
+    let log = fs::read_to_string(&log).unwrap_or_default();
+    let last = [said.as_str(), log.as_str()].iter().filter_map(|text| text.trim().lines().last()).next_back();
+    Err(format!("the trial guest did not answer: {}", last.unwrap_or("Firecracker said nothing")))
 }
 
 fn output_within(command: &mut Command, patience: Duration) -> Result<String, String> {

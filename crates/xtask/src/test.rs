@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     if report.passed + report.failed == 0 {
         return Err(Failure::new("no test matches").hint("leave the filter out to run all"));
     }
-    report.left = session.close();
+    (report.failures, report.left) = session.close();
     report.print(started.elapsed());
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -74,6 +74,7 @@ struct Report {
     failed: usize,
     here: usize,
     in_lab: usize,
+    failures: Vec<String>,
     not_run: Vec<String>,
     left: Vec<String>,
 }
@@ -98,6 +99,7 @@ impl Report {
     }
 
     fn print(&self, time: Duration) {
+        self.failures.iter().for_each(|test| println!("test: FAILED: {test}"));
         self.not_run.iter().for_each(|suite| println!("test: NOT RUN: {suite}"));
         println!("leaks: {}", if self.left.is_empty() { "none" } else { "LEFT BEHIND by this run:" });
         self.left.iter().for_each(|thing| println!("  {thing}"));

@@ -26,6 +26,9 @@ const PACKAGES: &[(&str, &str)] = &[
 /// What guests and the emulated KVM host are built and run with.
 pub(crate) fn for_the_lab() -> Vec<Package> {
     let mut packages: Vec<Package> = PACKAGES.iter().map(|&(name, why)| Package { name, why }).collect();
+    if !command::on_path("cc") {
+        packages.push(Package { name: "gcc", why: "links everything that is built" });
+    }
     if !static_libc() {
         packages
             .push(Package { name: "libc6-dev", why: "links tests statically, so that they run in the lab" });

@@ -22,6 +22,12 @@ pub(super) fn counts(output: &str) -> Option<Counts> {
     })
 }
 
+/// The names of the tests that failed: `test NAME ... FAILED`.
+pub(super) fn failed(output: &str) -> Vec<String> {
+    let names = output.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    names.map(str::to_owned).collect()
+}
+
 /// Reads `ok. 3 passed; 1 failed; 0 ignored; …`.
 fn of_line(line: &str) -> Counts {
     let words: Vec<&str> = line.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
@@ -42,6 +48,12 @@ mod tests {
             test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
             test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s\n";
         assert_eq!(counts(output), Some(Counts { passed: 14, failed: 3, ignored: 1 }));
+    }
+
+    #[test]
+    fn failed_tests_are_named() {
+        let output = "test a::works ... ok\ntest b::breaks ... FAILED\n\nfailures:\n    b::breaks\n";
+        assert_eq!(failed(output), ["b::breaks"]);
     }
 
     #[test]

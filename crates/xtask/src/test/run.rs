@@ -37,6 +37,7 @@ pub(super) struct Session {
     /// Output of the running program.
     output: File,
     left: Vec<String>,
+    failures: Vec<String>,
 }
 
 impl Session {
@@ -48,7 +49,7 @@ impl Session {
         let told = |error| Failure::new("cannot create a temporary folder").cause(error);
         let scratch = tempfile::Builder::new().prefix("smartvm-test-").tempdir().map_err(told)?;
         let output = tempfile::tempfile().map_err(told)?;
-        Ok(Self { binaries, seed, full, filter, scratch, output, left: Vec::new() })
+        Ok(Self { binaries, seed, full, filter, scratch, output, left: Vec::new(), failures: Vec::new() })
     }
 
     /// Runs one test program. Its output is shown when a test in it failed.
@@ -89,6 +90,7 @@ impl Session {
                 Outcome::Broken(format!("no test failed, and yet {status}"))
             }
             (Some(libtest::Counts { passed, failed, ignored }), _) => {
+                self.failures.extend(libtest::failed(&output).iter().map(|test| format!("{name}: {test}")));
                 Outcome::Ran { passed, failed, ignored, time }
             }
         };
@@ -169,10 +171,10 @@ impl Session {
         process::adopted();
     }
 
-    /// Ends the session: what it left behind.
-    pub(super) fn close(mut self) -> Vec<String> {
+    /// Ends the session: which tests failed, and what the run left behind.
+    pub(super) fn close(mut self) -> (Vec<String>, Vec<String>) {
         self.left.extend(entries(self.scratch.path()));
-        self.left
+        (self.failures, self.left)
     }
 }
 
@@ -199,7 +201,8 @@ mod tests {
         let mut session = session();
         let outcome = run(&mut session, "echo 'test result: ok. 1 passed; 0 failed'; touch $TMPDIR/left");
         assert!(matches!(outcome, Outcome::Ran { passed: 1, failed: 0, .. }));
-        let left = session.close();
+        let (failures, left) = session.close();
+        assert!(failures.is_empty(), "{failures:?}");
         assert!(left.len() == 1 && left[0].ends_with("/left"), "{left:?}");
     }
 
@@ -211,6 +214,7 @@ mod tests {
             run(&mut session, "echo 'test result: ok. 1 passed; 0 failed'; exit 3"),
             Outcome::Broken(_)
         ));
-        assert!(session.close().is_empty());
+        let (failures, left) = session.close();
+        assert!(failures.is_empty() && left.is_empty(), "{failures:?} {left:?}");
     }
 }
