@@ -43,6 +43,8 @@ pub enum Code {
     ProcessExited,
     /// The child process could not be made.
     SpawnFailed,
+    /// The VMM still runs after every rung of the stop ladder.
+    StopTimeout,
     /// The host refused a system call or a file operation.
     Host,
     /// Another owner holds this machine.
@@ -70,6 +72,7 @@ impl Code {
             Self::ApiProtocol => "API_PROTOCOL",
             Self::ProcessExited => "PROCESS_EXITED",
             Self::SpawnFailed => "SPAWN_FAILED",
+            Self::StopTimeout => "STOP_TIMEOUT",
             Self::Host => "HOST",
             Self::MachineBusy => "MACHINE_BUSY",
             Self::NotFound => "NOT_FOUND",

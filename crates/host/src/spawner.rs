@@ -1,0 +1,338 @@
+//! The threads that make children.
+//!
+//! They live as long as the process, because the parent-death signal of a child follows the *thread* that made
+//! it (prctl(2) PR_SET_PDEATHSIG). Each makes one child at a time and waits a moment for its socket, asleep
+//! between tries: a spinning wait steals the child's own core (3–4 ms against 1 ms on a busy machine). There are as many
+//! as cores, at least four: what comes before the socket is CPU work, so more at once would finish none sooner, and
+//! starts beyond that wait here instead of polling.
+
+use std::collections::VecDeque;
+use std::ffi::{CString, OsStr};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Signal;
+use smartvm_firecracker::socket;
+use tokio::sync::oneshot;
+
+use crate::clone::{ChildPlan, ChildStack, Stdio, above_stdio, clone_exec, fine_timer};
+use crate::error::SpawnError;
+use crate::launch::{ConsoleInput, Launch, Lifetime, c_string};
+use crate::socket_path::{OwnSocket, listener_pid, make_way};
+use crate::watcher::{Child, Pipes, Watcher};
+
+/// How long a spawning thread waits for the socket itself. Firecracker needs about 1 ms; a slower one is left to
+/// its own task, which polls more rarely, so that it holds up no other start.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Between two tries to connect.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
+/// The number under which a child finds the directory of a socket whose path is too long.
+const DIRECTORY_FD: &str = "/proc/self/fd/3";
+
+/// A child of ours that ends with this value, unless it is detached and has settled.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) child: Arc<Child>,
+    detached: bool,
+    settled: bool,
+}
+
+impl Owned {
+    /// The start has succeeded: a detached child may outlive this value from now on.
+    pub(crate) fn settle(&mut self) {
+        self.settled = true;
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // Only the signal: the watcher reaps and removes the socket, so that dropping never waits.
+        let lives_on = self.detached && self.settled;
+        if !lives_on && self.child.ended().is_none() {
+            self.child.note(crate::vmm::Rung::Kill);
+            self.child.signal(Signal::KILL);
+        }
+    }
+}
+
+/// A process that runs, as far as its spawning thread waited for it.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) owned: Owned,
+    pub(crate) console_input: Option<OwnedFd>,
+    /// `None`: not yet connected, the child may also have ended.
+    pub(crate) stream: Option<UnixStream>,
+}
+
+/// What a spawning thread is asked for.
+#[derive(Debug)]
+enum Job {
+    Vmm { launch: Box<Launch>, reply: oneshot::Sender<Result<Started, SpawnError>> },
+    Program { argv: Vec<CString>, reply: oneshot::Sender<Result<Started, SpawnError>> },
+}
+
+/// Starts a VMM and waits a moment for its socket.
+pub(crate) async fn start_vmm(launch: Launch) -> Result<Started, SpawnError> {
+    let (reply, started) = oneshot::channel();
+    pool()?.push(Job::Vmm { launch: Box::new(launch), reply });
+    answer(started).await
+}
+
+/// Starts another program with its output captured, such as `firecracker --version`.
+pub(crate) async fn start_program(argv: &[&OsStr]) -> Result<Started, SpawnError> {
+    let (reply, started) = oneshot::channel();
+    let argv = argv.iter().map(|arg| c_string(arg)).collect::<Result<_, _>>()?;
+    pool()?.push(Job::Program { argv, reply });
+    answer(started).await
+}
+
+async fn answer(started: oneshot::Receiver<Result<Started, SpawnError>>) -> Result<Started, SpawnError> {
+    started
+        .await
+        .unwrap_or_else(|_| Err(SpawnError::host("spawn", io::Error::other("the spawning thread ended"))))
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    jobs: Mutex<VecDeque<Job>>,
+    arrived: Condvar,
+}
+
+fn pool() -> Result<&'static Pool, SpawnError> {
+    static POOL: OnceLock<Pool> = OnceLock::new();
+    static THREADS: Mutex<usize> = Mutex::new(0);
+    let pool = POOL.get_or_init(Pool::default);
+    let wanted = thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 32));
+    let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+    while *threads < wanted {
+        let stack =
+            ChildStack::new().map_err(|source| SpawnError::host("map a stack for children", source))?;
+        let made = thread::Builder::new()
+            .name("vmm-spawner".into())
+            .stack_size(128 * 1024)
+            .spawn(move || pool.serve(stack));
+        match made {
+            Ok(_) => *threads += 1,
+            // One is enough to go on with.
+            Err(_) if *threads > 0 => break,
+            Err(source) => return Err(SpawnError::host("start the spawning thread", source)),
+        }
+    }
+    Ok(pool)
+}
+
+impl Pool {
+    fn push(&self, job: Job) {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
+        self.arrived.notify_one();
+    }
+
+    fn serve(&self, mut stack: ChildStack) {
+        fine_timer();
+        loop {
+            let job = {
+                let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut jobs = self
+                    .arrived
+                    .wait_while(jobs, |jobs| jobs.is_empty())
+                    .unwrap_or_else(PoisonError::into_inner);
+                jobs.pop_front()
+            };
+            // A caller that went away drops its receiver: then nothing is begun, or what was begun ends by
+            // being dropped.
+            match job {
+                Some(Job::Vmm { launch, reply }) if !reply.is_closed() => {
+                    let _ = reply.send(spawn_vmm(&launch, &mut stack));
+                }
+                Some(Job::Program { argv, reply }) if !reply.is_closed() => {
+                    let _ = reply.send(spawn_program(argv, &mut stack));
+                }
+                Some(_) | None => {}
+            }
+        }
+    }
+}
+
+fn spawn_vmm(launch: &Launch, stack: &mut ChildStack) -> Result<Started, SpawnError> {
+    let watcher = Watcher::get().map_err(|source| SpawnError::host("watch processes", source))?;
+    let api_sock = std::path::absolute(&launch.api_sock)
+        .map_err(|source| SpawnError::host("resolve the path of the API socket", source))?;
+    make_way(&api_sock)?;
+    let (seen_by_child, directory) = childs_view(&api_sock)?;
+    let plan = ChildPlan {
+        exec_file: c_string(launch.exec_file.as_os_str())?,
+        argv: launch.argv(&seen_by_child)?,
+        current_dir: launch.current_dir.as_ref().map(|dir| c_string(dir.as_os_str())).transpose()?,
+        die_with_thread: launch.lifetime == Lifetime::WithOwner,
+    };
+    let (stdin, console_input) = input(launch.console_input)?;
+    let (stdout, stderr, pipes) = outputs(&launch.lifetime)?;
+
+    let stdio = Stdio {
+        stdin: stdin.as_fd(),
+        stdout: stdout.as_fd(),
+        stderr: stderr.as_fd(),
+        directory: directory.as_ref().map(|fd| fd.as_fd()),
+    };
+    let (pid, pidfd) =
+        clone_exec(&plan, &stdio, stack).map_err(|failed| SpawnError::exec(&launch.exec_file, failed))?;
+    let running = Instant::now();
+    drop((stdin, stdout, stderr, directory));
+
+    let own_socket = OwnSocket::expected_at(api_sock.clone());
+    let child = Arc::new(Child::new(pid, pidfd, running, launch.keep_output, Some(own_socket)));
+    let owned = watched(&watcher, child, pipes, launch.lifetime != Lifetime::WithOwner)?;
+    let stream = connect_soon(&owned.child, &api_sock)?;
+    Ok(Started { owned, console_input, stream })
+}
+
+fn spawn_program(argv: Vec<CString>, stack: &mut ChildStack) -> Result<Started, SpawnError> {
+    let watcher = Watcher::get().map_err(|source| SpawnError::host("watch processes", source))?;
+    let Some(exec_file) = argv.first().cloned() else {
+        return Err(SpawnError::host("start a program without a name", io::ErrorKind::InvalidInput));
+    };
+    let path = PathBuf::from(exec_file.to_string_lossy().into_owned());
+    let plan = ChildPlan { exec_file, argv, current_dir: None, die_with_thread: true };
+    let (stdin, _) = input(ConsoleInput::Null)?;
+    let (stdout, stderr, pipes) = outputs(&Lifetime::WithOwner)?;
+    let stdio =
+        Stdio { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd(), directory: None };
+    let (pid, pidfd) = clone_exec(&plan, &stdio, stack).map_err(|failed| SpawnError::exec(&path, failed))?;
+    let running = Instant::now();
+    drop((stdin, stdout, stderr));
+    let child = Arc::new(Child::new(pid, pidfd, running, 64 * 1024, None));
+    let owned = watched(&watcher, child, pipes, false)?;
+    Ok(Started { owned, console_input: None, stream: None })
+}
+
+fn watched(watcher: &Watcher, child: Arc<Child>, pipes: Pipes, detached: bool) -> Result<Owned, SpawnError> {
+    if let Err(source) = watcher.watch(&child, pipes) {
+        // Nobody will reap it for us.
+        child.signal(Signal::KILL);
+        child.finish_unwatched();
+        return Err(SpawnError::host("watch the new process", source));
+    }
+    Ok(Owned { child, detached, settled: false })
+}
+
+/// How the child names its socket. Firecracker passes the name to bind(2), which takes 107 bytes (unix(7)): a longer
+/// path is given through a descriptor of its directory.
+fn childs_view(api_sock: &Path) -> Result<(PathBuf, Option<OwnedFd>), SpawnError> {
+    const LONGEST: usize = 107;
+    if api_sock.as_os_str().len() <= LONGEST {
+        return Ok((api_sock.to_owned(), None));
+    }
+    let unusable = |problem, source| SpawnError::SocketPath { path: api_sock.to_owned(), problem, source };
+    let (Some(parent), Some(name)) = (api_sock.parent(), api_sock.file_name()) else {
+        return Err(unusable("it has no file name", None));
+    };
+    let short = Path::new(DIRECTORY_FD).join(name);
+    if short.as_os_str().len() > LONGEST {
+        return Err(unusable("its file name is too long: at most 91 bytes fit into a socket address", None));
+    }
+    let directory =
+        rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(above_stdio)
+            .map_err(|source| unusable("its directory cannot be opened", Some(source)))?;
+    Ok((short, Some(directory)))
+}
+
+fn input(wanted: ConsoleInput) -> Result<(OwnedFd, Option<OwnedFd>), SpawnError> {
+    match wanted {
+        ConsoleInput::Null => Ok((open_null(OFlags::RDONLY)?, None)),
+        ConsoleInput::Pipe => {
+            let (read, write) = pipe()?;
+            nonblocking(&write)?;
+            Ok((read, Some(write)))
+        }
+    }
+}
+
+fn outputs(lifetime: &Lifetime) -> Result<(OwnedFd, OwnedFd, Pipes), SpawnError> {
+    match lifetime {
+        Lifetime::WithOwner => {
+            let (console, stdout) = pipe()?;
+            let (diagnostics, stderr) = pipe()?;
+            nonblocking(&console)?;
+            nonblocking(&diagnostics)?;
+            Ok((stdout, stderr, Pipes { console: Some(console), diagnostics: Some(diagnostics) }))
+        }
+        Lifetime::Detached { console, diagnostics } => {
+            Ok((append_to(console.as_deref())?, append_to(diagnostics.as_deref())?, Pipes::default()))
+        }
+    }
+}
+
+fn append_to(path: Option<&Path>) -> Result<OwnedFd, SpawnError> {
+    let Some(path) = path else { return open_null(OFlags::WRONLY) };
+    // Firecracker opens its log a second time through /proc, for reading and writing.
+    let file: io::Result<File> = OpenOptions::new().create(true).read(true).append(true).open(path);
+    file.and_then(|file| above_stdio(file.into()))
+        .map_err(|source| SpawnError::host("open the output file", source))
+}
+
+fn open_null(flags: OFlags) -> Result<OwnedFd, SpawnError> {
+    rustix::fs::open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(above_stdio)
+        .map_err(|source| SpawnError::host("open /dev/null", source))
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), SpawnError> {
+    pipe_with(PipeFlags::CLOEXEC)
+        .map_err(io::Error::from)
+        .and_then(|(read, write)| Ok((above_stdio(read)?, above_stdio(write)?)))
+        .map_err(|source| SpawnError::host("make a pipe", source))
+}
+
+/// Only our end: the flag belongs to the open file, which the two ends do not share.
+fn nonblocking(fd: &OwnedFd) -> Result<(), SpawnError> {
+    rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK)
+        .map_err(|source| SpawnError::host("make a pipe non-blocking", source))
+}
+
+/// Tries to connect until it works, the child ends or the patience does.
+fn connect_soon(child: &Child, api_sock: &Path) -> Result<Option<UnixStream>, SpawnError> {
+    loop {
+        if let Some(stream) = try_connect(child, api_sock)? {
+            return Ok(Some(stream));
+        }
+        if child.running.elapsed() > PATIENCE || exits_within(child, &PAUSE) {
+            return Ok(None);
+        }
+    }
+}
+
+/// Sleeps on the pidfd: ends at once when the child does.
+fn exits_within(child: &Child, pause: &Timespec) -> bool {
+    let mut pidfd = [PollFd::new(child.pidfd(), PollFlags::IN)];
+    matches!(poll(&mut pidfd, Some(pause)), Ok(1..))
+}
+
+/// One try. `None` while nobody listens.
+///
+/// The socket file is there before Firecracker listens, so only a connection counts; and only one to our own child:
+/// another process may have taken the path meanwhile.
+pub(crate) fn try_connect(child: &Child, api_sock: &Path) -> Result<Option<UnixStream>, SpawnError> {
+    let Ok(stream) = socket::connect(api_sock) else { return Ok(None) };
+    match listener_pid(&stream) {
+        Some(pid) if pid != child.pid.as_raw_pid() => {
+            child.disown_socket();
+            Err(SpawnError::SocketInUse { path: api_sock.to_owned(), pid: Some(pid) })
+        }
+        _ => {
+            child.socket_confirmed();
+            Ok(Some(stream))
+        }
+    }
+}

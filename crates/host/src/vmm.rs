@@ -1,0 +1,387 @@
+//! One running VMM: made ready, watched, stopped, cleaned up after.
+//!
+//! ```text
+//! spawn ──> process runs ──> socket accepts ──> GET / answered ──> Vmm ──> stop / exit / drop
+//!             │ exits: PROCESS_EXITED at once      │ API_TIMEOUT               every way: reaped, socket removed
+//!             └ SOCKET_TIMEOUT                     └ both kill, reap and clean first
+//! ```
+//! Reaping and removing the socket is the watcher thread's work, so it happens whatever becomes of the handle and of
+//! the async runtime.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use smartvm_firecracker::Client;
+use smartvm_firecracker::api::InstanceInfo;
+use smartvm_firecracker::client::Verb;
+use tokio::time::{Instant as Deadline, sleep, timeout, timeout_at};
+
+use crate::error::{SpawnError, StopError};
+use crate::launch::{Launch, Readiness};
+use crate::output::Output;
+use crate::process::{Exit, ProcessId};
+use crate::spawner::{Owned, Started, start_vmm, try_connect};
+
+/// A running Firecracker whose API answered.
+///
+/// Dropping it kills the VMM and has it cleaned up, unless it was started [`crate::Lifetime::Detached`].
+#[derive(Debug)]
+pub struct Vmm {
+    owned: Owned,
+    api: Client,
+    api_sock: PathBuf,
+    at_start: InstanceInfo,
+    timeline: Timeline,
+    console_input: Option<OwnedFd>,
+}
+
+/// When a start reached what, from the moment it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeline {
+    /// The process runs Firecracker.
+    pub process: Duration,
+    /// Its socket accepted our connection.
+    pub socket: Duration,
+    /// `GET /` was answered. With a config file Firecracker answers only after the VM was built and started.
+    pub api: Duration,
+    /// The guest's first byte on the console, or Firecracker's on standard output. `None`: none yet.
+    pub first_byte: Option<Duration>,
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Its status or signal. Firecracker exits with 0 when the guest powers off, resets *or* crashes by a triple fault.
+    pub exit: Exit,
+    /// The highest rung that was tried before it ended; `None` when nobody asked it to.
+    pub by: Option<Rung>,
+}
+
+/// A step of the stop ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Rung {
+    /// The keys Ctrl+Alt+Del for the guest, which may obey or not (x86 only).
+    CtrlAltDel = 0,
+    /// SIGTERM to the VMM.
+    Terminate = 1,
+    /// SIGKILL to the VMM.
+    Kill = 2,
+}
+
+impl Rung {
+    /// The rung in words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CtrlAltDel => "Ctrl+Alt+Del",
+            Self::Terminate => "SIGTERM",
+            Self::Kill => "SIGKILL",
+        }
+    }
+
+    /// From the watcher's note: 0 is none, else the rung's number plus one.
+    pub(crate) const fn from_tried(tried: u8) -> Option<Self> {
+        match tried {
+            0 => None,
+            1 => Some(Self::CtrlAltDel),
+            2 => Some(Self::Terminate),
+            _ => Some(Self::Kill),
+        }
+    }
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Which rungs to try, in this order, and how long to wait after each. `None` skips a rung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ladder {
+    /// Default: skipped. A Linux guest reboots upon it, which ends the VMM.
+    pub ctrl_alt_del: Option<Duration>,
+    /// Default: 5 s.
+    pub terminate: Option<Duration>,
+    /// Default: 1 s.
+    pub kill: Option<Duration>,
+}
+
+impl Default for Ladder {
+    fn default() -> Self {
+        Self {
+            ctrl_alt_del: None,
+            terminate: Some(Duration::from_secs(5)),
+            kill: Some(Duration::from_secs(1)),
+        }
+    }
+}
+
+impl Ladder {
+    /// The default ladder with Ctrl+Alt+Del in front, so that the guest can end in order within `patience`.
+    pub fn guest_first(patience: Duration) -> Self {
+        Self { ctrl_alt_del: Some(patience), ..Self::default() }
+    }
+
+    /// SIGKILL at once.
+    pub fn kill_now() -> Self {
+        Self { terminate: None, ..Self::default() }
+    }
+
+    fn rungs(&self) -> impl Iterator<Item = (Rung, Duration)> {
+        let rungs = [
+            (Rung::CtrlAltDel, self.ctrl_alt_del),
+            (Rung::Terminate, self.terminate),
+            (Rung::Kill, self.kill),
+        ];
+        rungs.into_iter().filter_map(|(rung, patience)| Some((rung, patience?)))
+    }
+}
+
+/// How many of the VMM's last lines an error carries.
+const LAST_WORDS: usize = 20;
+
+impl Vmm {
+    /// Starts a VMM and waits until its API answers.
+    ///
+    /// A stale socket file at the path is removed; a socket that a live process answers on is never touched.
+    ///
+    /// # Errors
+    /// See [`SpawnError`]. Every failure leaves no process and no socket.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, the VMM is killed and cleaned up, also a detached one.
+    pub async fn spawn(launch: Launch) -> Result<Self, SpawnError> {
+        let asked = Instant::now();
+        let readiness = launch.readiness;
+        let api_sock = std::path::absolute(&launch.api_sock)
+            .map_err(|source| SpawnError::host("resolve the path of the API socket", source))?;
+        let mut started = start_vmm(launch).await?;
+        match ready(&mut started, &api_sock, readiness).await {
+            Ok(ready) => {
+                let since = |moment: Instant| moment.saturating_duration_since(asked);
+                let timeline = Timeline {
+                    process: since(started.owned.child.running),
+                    socket: since(ready.socket),
+                    api: since(ready.api),
+                    first_byte: None,
+                };
+                let Started { mut owned, console_input, .. } = started;
+                owned.settle();
+                Ok(Self { owned, api: ready.client, api_sock, at_start: ready.info, timeline, console_input })
+            }
+            Err(error) => {
+                // Also waits, so that nothing is left when the caller reads the error.
+                end(&started.owned).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The VMM's pid in our pid namespace. It names the VMM only while [`Vmm::is_running`].
+    pub fn pid(&self) -> i32 {
+        self.owned.child.pid.as_raw_pid()
+    }
+
+    /// The VMM's identity, to be written down for a later process; `None` when it has ended.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn process_id(&self) -> std::io::Result<Option<ProcessId>> {
+        // Our child keeps its pid until it is reaped, so this cannot be somebody else.
+        if self.is_running() { ProcessId::of(self.pid()) } else { Ok(None) }
+    }
+
+    /// Whether the VMM has not ended.
+    pub fn is_running(&self) -> bool {
+        self.owned.child.ended().is_none()
+    }
+
+    /// The client on the VMM's API.
+    pub fn api(&self) -> &Client {
+        &self.api
+    }
+
+    /// The absolute path of the API socket.
+    pub fn api_sock(&self) -> &Path {
+        &self.api_sock
+    }
+
+    /// What the VMM said of itself when it became ready.
+    pub fn at_start(&self) -> &InstanceInfo {
+        &self.at_start
+    }
+
+    /// How long the start took, and when the first console byte came.
+    pub fn timeline(&self) -> Timeline {
+        let child = &self.owned.child;
+        let asked = child.running.checked_sub(self.timeline.process).unwrap_or(child.running);
+        let first_byte = child.first_output().map(|moment| moment.saturating_duration_since(asked));
+        Timeline { first_byte, ..self.timeline }
+    }
+
+    /// The guest's serial console: the VMM's standard output. Empty for a detached VMM.
+    pub fn console(&self) -> &Output {
+        &self.owned.child.console
+    }
+
+    /// The VMM's own words: its standard error, and its log unless that has a file of its own. Empty for a detached VMM.
+    pub fn diagnostics(&self) -> &Output {
+        &self.owned.child.diagnostics
+    }
+
+    /// The write end of the guest's console, non-blocking; `Some` once, and only with [`crate::ConsoleInput::Pipe`].
+    /// Closing it ends the guest's input and nothing else.
+    pub fn take_console_input(&mut self) -> Option<OwnedFd> {
+        self.console_input.take()
+    }
+
+    /// Waits until the VMM has ended, was reaped, and its socket removed. Any number may wait at once, on any runtime.
+    ///
+    /// # Cancel safety
+    /// Nothing happens when the future is dropped.
+    pub async fn wait(&self) -> Ended {
+        self.owned.child.wait().await
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<Ended> {
+        self.owned.child.ended()
+    }
+
+    /// Climbs the ladder until the VMM has ended, was reaped, and its socket removed.
+    ///
+    /// Calling it again, or from several places at once, is fine: each climbs its own ladder, and all get the same
+    /// answer. A VMM that had ended already answers at once.
+    ///
+    /// # Errors
+    /// [`StopError::StillRunning`] when the ladder's last rung did not end it in its time.
+    ///
+    /// # Cancel safety
+    /// Rungs already tried stay tried; the VMM is not brought to its end by this call any more.
+    pub async fn stop(&self, ladder: &Ladder) -> Result<Ended, StopError> {
+        let child = &self.owned.child;
+        let mut tried = Vec::new();
+        for (rung, patience) in ladder.rungs() {
+            if let Some(ended) = child.ended() {
+                return Ok(ended);
+            }
+            tried.push(rung);
+            let until = Deadline::now() + patience;
+            child.note(rung);
+            match rung {
+                Rung::CtrlAltDel => {
+                    // A VMM that does not even take the request gets the next rung at once.
+                    let asked = send_ctrl_alt_del(&self.api, patience);
+                    match timeout_at(until, asked).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => {
+                            tracing::debug!(pid = self.pid(), %error, "Ctrl+Alt+Del was not taken");
+                            continue;
+                        }
+                        Err(_) => continue,
+                    }
+                }
+                Rung::Terminate => child.signal(Signal::TERM),
+                Rung::Kill => child.signal(Signal::KILL),
+            }
+            if let Ok(ended) = timeout_at(until, child.wait()).await {
+                return Ok(ended);
+            }
+        }
+        child.ended().ok_or(StopError::StillRunning { pid: self.pid(), tried })
+    }
+}
+
+struct Ready {
+    client: Client,
+    info: InstanceInfo,
+    socket: Instant,
+    api: Instant,
+}
+
+async fn ready(started: &mut Started, api_sock: &Path, limits: Readiness) -> Result<Ready, SpawnError> {
+    let child = &started.owned.child;
+    let last_words = || child.diagnostics.last_lines(LAST_WORDS);
+    let stream = match started.stream.take() {
+        Some(stream) => stream,
+        None => connect_late(&started.owned, api_sock, limits.socket).await?,
+    };
+    let socket = Instant::now();
+    let client = Client::from_stream(api_sock.to_owned(), stream)
+        .map_err(|source| SpawnError::host("use the connection to the API", source))?;
+    let patient = client.with_deadline(None);
+    tokio::select! {
+        biased;
+        ended = child.wait() => Err(exited(&started.owned, ended.exit)),
+        answer = timeout(limits.api, patient.describe_instance()) => match answer {
+            Ok(Ok(info)) => Ok(Ready { client, info, socket, api: Instant::now() }),
+            Ok(Err(source)) => Err(broken(&started.owned, source).await),
+            Err(_) => Err(SpawnError::ApiTimeout {
+                path: api_sock.to_owned(),
+                within: limits.api,
+                last_words: last_words(),
+            }),
+        },
+    }
+}
+
+/// For a VMM that did not listen within the spawning thread's patience.
+async fn connect_late(owned: &Owned, api_sock: &Path, limit: Duration) -> Result<UnixStream, SpawnError> {
+    let child = &owned.child;
+    let until = Deadline::from_std(child.running) + limit;
+    loop {
+        tokio::select! {
+            biased;
+            ended = child.wait() => return Err(exited(owned, ended.exit)),
+            () = sleep(Duration::from_millis(2)) => {}
+        }
+        if let Some(stream) = try_connect(child, api_sock)? {
+            return Ok(stream);
+        }
+        if Deadline::now() >= until {
+            return Err(SpawnError::SocketTimeout {
+                path: api_sock.to_owned(),
+                within: limit,
+                last_words: child.diagnostics.last_lines(LAST_WORDS),
+            });
+        }
+    }
+}
+
+fn exited(owned: &Owned, exit: Exit) -> SpawnError {
+    let child = &owned.child;
+    let mut last_words = child.diagnostics.last_lines(LAST_WORDS);
+    if last_words.is_empty() {
+        last_words = child.console.last_lines(LAST_WORDS);
+    }
+    SpawnError::ProcessExited { exit, last_words }
+}
+
+/// A connection that broke is most often the VMM's end: its exit says more than the broken connection.
+async fn broken(owned: &Owned, source: smartvm_firecracker::ApiError) -> SpawnError {
+    match timeout(Duration::from_millis(500), owned.child.wait()).await {
+        Ok(ended) => exited(owned, ended.exit),
+        Err(_) => SpawnError::Api { source, last_words: owned.child.diagnostics.last_lines(LAST_WORDS) },
+    }
+}
+
+/// Ends a VMM that did not become ready.
+async fn end(owned: &Owned) {
+    owned.child.note(Rung::Kill);
+    owned.child.signal(Signal::KILL);
+    // Only a process that the kernel cannot end yet takes longer; the watcher will see it all the same.
+    if timeout(Duration::from_secs(5), owned.child.wait()).await.is_err() {
+        tracing::warn!(pid = owned.child.pid.as_raw_pid(), "the killed VMM has not ended yet");
+    }
+}
+
+async fn send_ctrl_alt_del(api: &Client, patience: Duration) -> Result<(), smartvm_firecracker::ApiError> {
+    let body = r#"{"action_type":"SendCtrlAltDel"}"#.into();
+    let answer = api.with_deadline(Some(patience)).raw(Verb::Put, "/actions", Some(body)).await?;
+    answer.success(Verb::Put, "/actions").map(drop)
+}

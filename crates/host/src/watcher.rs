@@ -1,0 +1,318 @@
+//! The one thread that drains all output of all VMMs and reaps them.
+//!
+//! It is a thread of its own, not a task: a user's async runtime that is busy, or was dropped, must neither stall
+//! a VMM nor leave a zombie. It never waits for anybody: rings overwrite, sockets are unlinked, statuses are published.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, epoll, poll};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
+use tokio::sync::Notify;
+
+use crate::output::Output;
+use crate::process::Exit;
+use crate::socket_path::OwnSocket;
+use crate::vmm::{Ended, Rung};
+
+/// One child of ours, shared between its handle and the watcher.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) pid: Pid,
+    pub(crate) console: Output,
+    pub(crate) diagnostics: Output,
+    /// When it had become its program.
+    pub(crate) running: Instant,
+    first_output: OnceLock<Instant>,
+    pidfd: OwnedFd,
+    socket: Mutex<Option<OwnSocket>>,
+    /// The highest rung tried, as `Rung as u8 + 1`; 0 for none.
+    tried: AtomicU8,
+    ended: OnceLock<Ended>,
+    ended_now: Notify,
+}
+
+impl Child {
+    pub(crate) fn new(
+        pid: Pid,
+        pidfd: OwnedFd,
+        running: Instant,
+        keep_output: usize,
+        socket: Option<OwnSocket>,
+    ) -> Self {
+        Self {
+            pid,
+            console: Output::new(keep_output),
+            diagnostics: Output::new(keep_output),
+            running,
+            first_output: OnceLock::new(),
+            pidfd,
+            socket: Mutex::new(socket),
+            tried: AtomicU8::new(0),
+            ended: OnceLock::new(),
+            ended_now: Notify::new(),
+        }
+    }
+
+    pub(crate) fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    pub(crate) fn first_output(&self) -> Option<Instant> {
+        self.first_output.get().copied()
+    }
+
+    /// We are connected to its socket.
+    pub(crate) fn socket_confirmed(&self) {
+        if let Some(socket) = self.socket().as_mut() {
+            socket.confirm();
+        }
+    }
+
+    /// The socket is somebody else's: leave it alone when this child ends.
+    pub(crate) fn disown_socket(&self) {
+        *self.socket() = None;
+    }
+
+    fn socket(&self) -> MutexGuard<'_, Option<OwnSocket>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        self.ended.get().copied()
+    }
+
+    pub(crate) async fn wait(&self) -> Ended {
+        loop {
+            let ended_now = self.ended_now.notified();
+            let mut ended_now = std::pin::pin!(ended_now);
+            // Registered before looking, so that an end in between is not missed.
+            ended_now.as_mut().enable();
+            if let Some(ended) = self.ended() {
+                return ended;
+            }
+            ended_now.await;
+        }
+    }
+
+    /// Notes the rung before it takes effect, so that an end it causes is put down to it.
+    pub(crate) fn note(&self, rung: Rung) {
+        self.tried.fetch_max(rung as u8 + 1, Ordering::SeqCst);
+    }
+
+    /// Sends a signal; a child that has gone is no error.
+    pub(crate) fn signal(&self, signal: Signal) {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => tracing::warn!(pid = self.pid.as_raw_pid(), %error, "cannot signal the VMM"),
+        }
+    }
+
+    /// A killed child that could not be given to the watcher: waits for its end here.
+    pub(crate) fn finish_unwatched(&self) {
+        let mut pidfd = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let _ = rustix::io::retry_on_intr(|| poll(&mut pidfd, None));
+        self.finish();
+    }
+
+    /// Collects the status, removes the socket, then tells everybody.
+    fn finish(&self) {
+        let exit = Exit::collect(&self.pidfd);
+        if let Some(socket) = self.socket().take() {
+            socket.remove();
+        }
+        self.console.close();
+        self.diagnostics.close();
+        let by = Rung::from_tried(self.tried.load(Ordering::SeqCst));
+        // Whoever watches the child gets here, once.
+        let _ = self.ended.set(Ended { exit, by });
+        self.ended_now.notify_waiters();
+    }
+}
+
+/// The read ends of a child's output. A detached child has none.
+#[derive(Debug, Default)]
+pub(crate) struct Pipes {
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) diagnostics: Option<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    child: Arc<Child>,
+    pipes: Pipes,
+}
+
+/// The watcher of this process.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    epoll: OwnedFd,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    watched: HashMap<u64, Watched>,
+}
+
+/// What an epoll event is about: the low two bits of its data, the rest is the entry's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+enum Source {
+    Exit = 0,
+    Console = 1,
+    Diagnostics = 2,
+}
+
+impl Source {
+    fn token(self, number: u64) -> epoll::EventData {
+        epoll::EventData::new_u64(number << 2 | self as u64)
+    }
+
+    fn parse(data: u64) -> Option<(u64, Self)> {
+        let source = match data & 3 {
+            0 => Self::Exit,
+            1 => Self::Console,
+            2 => Self::Diagnostics,
+            _ => return None,
+        };
+        Some((data >> 2, source))
+    }
+}
+
+static WATCHER: Mutex<Option<Arc<Watcher>>> = Mutex::new(None);
+
+impl Watcher {
+    /// The watcher of this process, started at the first call.
+    ///
+    /// # Errors
+    /// When its descriptor or its thread cannot be made; the next call tries again.
+    pub(crate) fn get() -> io::Result<Arc<Self>> {
+        let mut slot = WATCHER.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watcher) = slot.as_ref() {
+            return Ok(Arc::clone(watcher));
+        }
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let watcher = Arc::new(Self { epoll, table: Mutex::default() });
+        let of_thread = Arc::clone(&watcher);
+        thread::Builder::new()
+            .name("vmm-watcher".into())
+            .stack_size(128 * 1024)
+            .spawn(move || of_thread.run())?;
+        *slot = Some(Arc::clone(&watcher));
+        Ok(watcher)
+    }
+
+    /// Watches a child from now on. When this fails, the child is not watched at all: the caller must end it.
+    pub(crate) fn watch(&self, child: &Arc<Child>, pipes: Pipes) -> io::Result<()> {
+        let mut table = self.table();
+        let number = table.next;
+        table.next += 1;
+        let add = |fd: &OwnedFd, source: Source| {
+            epoll::add(&self.epoll, fd, source.token(number), epoll::EventFlags::IN)
+        };
+        // The exit comes last: while it is not added, nothing removes the entry.
+        let added = pipes
+            .console
+            .as_ref()
+            .map_or(Ok(()), |fd| add(fd, Source::Console))
+            .and_then(|()| pipes.diagnostics.as_ref().map_or(Ok(()), |fd| add(fd, Source::Diagnostics)))
+            .and_then(|()| add(&child.pidfd, Source::Exit));
+        added?;
+        table.watched.insert(number, Watched { child: Arc::clone(child), pipes });
+        Ok(())
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut events = Vec::with_capacity(64);
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    // Only a wrong descriptor or pointer gets here; both are ours.
+                    tracing::error!(%error, "the VMM watcher cannot wait for events");
+                    return;
+                }
+            }
+            for event in &events {
+                if let Some((number, source)) = Source::parse(event.data.u64()) {
+                    self.handle(number, source, &mut buffer);
+                }
+            }
+        }
+    }
+
+    fn handle(&self, number: u64, source: Source, buffer: &mut [u8]) {
+        let mut table = self.table();
+        if source == Source::Exit {
+            let Some(mut watched) = table.watched.remove(&number) else { return };
+            drop(table);
+            // The Child may live on in handles, and its pidfd stays readable: out of the epoll set with it.
+            let _ = epoll::delete(&self.epoll, &watched.child.pidfd);
+            watched.drain(buffer);
+            watched.child.finish();
+        } else if let Some(watched) = table.watched.get_mut(&number) {
+            watched.read_once(source, buffer);
+        }
+    }
+}
+
+impl Watched {
+    /// Reads what there is, at most one buffer full, so that a flooding guest leaves time for the others.
+    /// `false` when there is nothing more for now, or ever.
+    fn read_once(&mut self, source: Source, buffer: &mut [u8]) -> bool {
+        let (slot, output) = match source {
+            Source::Console => (&mut self.pipes.console, &self.child.console),
+            Source::Diagnostics => (&mut self.pipes.diagnostics, &self.child.diagnostics),
+            Source::Exit => return false,
+        };
+        let Some(pipe) = slot.as_ref() else { return false };
+        match rustix::io::read(pipe.as_fd(), &mut *buffer) {
+            Ok(0) => {
+                // Closing takes it out of the epoll set: nobody else holds this read end.
+                *slot = None;
+                output.close();
+                false
+            }
+            Ok(count) => {
+                if source == Source::Console {
+                    self.child.first_output.get_or_init(Instant::now);
+                }
+                output.push(&buffer[..count]);
+                true
+            }
+            Err(rustix::io::Errno::INTR) => true,
+            Err(rustix::io::Errno::AGAIN) => false,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read a VMM's output");
+                *slot = None;
+                output.close();
+                false
+            }
+        }
+    }
+
+    /// What the ended child left in its pipes. Bounded, since somebody else may hold the write ends.
+    fn drain(&mut self, buffer: &mut [u8]) {
+        const MOST_READS: usize = 64;
+        for source in [Source::Console, Source::Diagnostics] {
+            for _ in 0..MOST_READS {
+                if !self.read_once(source, buffer) {
+                    break;
+                }
+            }
+        }
+    }
+}
