@@ -1,10 +1,18 @@
 //! The pure core of smartvm: what a machine is, which specs can work, which state follows which.
 //! No async, no I/O, no clock: data in, data out.
 //!
+//! * [`id`]: the name of a machine
 //! * [`spec`]: what a machine is, in Firecracker's field names
+//! * [`target`]: the Firecracker and the host that a spec is meant for
+//! * [`problem`]: what is wrong with a spec
+//! * [`validate`]: finds it, all at once
 //! * [`bare_metal`]: tiny guests without an operating system, as bytes
 //! * [`explain`]: stable error codes, hints, retry safety
 
 pub mod bare_metal;
 pub mod explain;
+pub mod id;
+pub mod problem;
 pub mod spec;
+pub mod target;
+pub mod validate;
