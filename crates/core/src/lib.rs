@@ -6,12 +6,14 @@
 //! * [`target`]: the Firecracker and the host that a spec is meant for
 //! * [`problem`]: what is wrong with a spec
 //! * [`validate`]: finds it, all at once
+//! * [`machine`]: the life of a machine as a pure decision
 //! * [`bare_metal`]: tiny guests without an operating system, as bytes
 //! * [`explain`]: stable error codes, hints, retry safety
 
 pub mod bare_metal;
 pub mod explain;
 pub mod id;
+pub mod machine;
 pub mod problem;
 pub mod spec;
 pub mod target;
