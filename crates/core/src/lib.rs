@@ -6,6 +6,7 @@
 //! * [`target`]: the Firecracker and the host that a spec is meant for
 //! * [`problem`]: what is wrong with a spec
 //! * [`validate`]: finds it, all at once
+//! * [`kernel_image`]: what a kernel file is, and where it boots
 //! * [`machine`]: the life of a machine as a pure decision
 //! * [`bare_metal`]: tiny guests without an operating system, as bytes
 //! * [`explain`]: stable error codes, hints, retry safety
@@ -13,6 +14,7 @@
 pub mod bare_metal;
 pub mod explain;
 pub mod id;
+pub mod kernel_image;
 pub mod machine;
 pub mod problem;
 pub mod spec;
