@@ -2,8 +2,32 @@
 //!
 //! Only for developers: no product crate depends on this one.
 
+pub mod agent;
+pub mod bzimage;
+pub mod cache;
+pub mod cpio;
+pub mod debian;
+pub mod emulated;
+pub mod fault;
+pub mod guest;
+pub mod kernel;
+pub mod modules;
+pub mod transfer;
+pub mod wire;
+pub mod workspace;
+
 use std::env;
 use std::path::{Path, PathBuf};
+
+/// Packages of Debian and Ubuntu that the lab needs on this machine, and what for.
+///
+/// QEMU and the kernel are not among them: they come with the image and stay in the cache.
+pub const PACKAGES: &[(&str, &str)] = &[
+    ("mmdebstrap", "installs the emulated host's Debian"),
+    ("debian-archive-keyring", "proves that Debian's packages are Debian's"),
+    ("e2fsprogs", "makes the emulated host's file system (mke2fs)"),
+    ("cpio", "checks our initramfs writer (a unit test)"),
+];
 
 /// The Firecracker version that tests run against when none is given.
 pub const FIRECRACKER_VERSION: &str = "1.12.1";

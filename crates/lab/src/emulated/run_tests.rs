@@ -1,0 +1,115 @@
+//! Test executables, run in the lab as `cargo test` runs them on the host.
+
+use std::time::Duration;
+
+use super::{BIN, Command, GUEST, Input, Lab, Outcome, Stream};
+use crate::fault::Result;
+use crate::workspace::TestExecutable;
+
+/// How to run test executables.
+#[derive(Debug, Clone)]
+pub struct TestOptions {
+    /// Tests of one executable that run at once.
+    pub threads: usize,
+    /// For one executable.
+    pub timeout: Duration,
+    /// More variables than [`environment`] has.
+    pub env: Vec<(String, String)>,
+    /// More arguments, such as a filter.
+    pub arguments: Vec<String>,
+}
+
+impl Default for TestOptions {
+    /// Two threads, as many as the lab has processors; ten minutes.
+    fn default() -> Self {
+        Self { threads: 2, timeout: Duration::from_secs(600), env: Vec::new(), arguments: Vec::new() }
+    }
+}
+
+/// What became of the executables.
+#[derive(Debug, Clone)]
+pub struct TestReport {
+    /// One for each, in order.
+    pub runs: Vec<TestRun>,
+}
+
+impl TestReport {
+    /// Whether all passed and left no process.
+    pub fn passed(&self) -> bool {
+        self.runs.iter().all(TestRun::passed)
+    }
+}
+
+/// What became of one executable.
+#[derive(Debug, Clone)]
+pub struct TestRun {
+    /// Which.
+    pub executable: TestExecutable,
+    /// How it ended, at the last try.
+    pub outcome: Outcome,
+    /// Why it was run a second time: the emulator lost a guest.
+    pub retried: Option<String>,
+}
+
+impl TestRun {
+    /// Whether it exited with 0 and left no process.
+    pub fn passed(&self) -> bool {
+        self.outcome.success() && self.outcome.exit.survivors.is_empty()
+    }
+}
+
+/// What tests in the lab find in their environment.
+pub fn environment() -> Vec<(String, String)> {
+    [
+        ("SMARTVM_FIRECRACKER", format!("{BIN}/firecracker")),
+        ("SMARTVM_JAILER", format!("{BIN}/jailer")),
+        ("SMARTVM_LAB_GUEST_DIR", GUEST.to_owned()),
+        ("RUST_BACKTRACE", "1".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// Firecracker's words when the processor gave up on a guest. Under emulation that may be the emulator's fault.
+const LOST_GUEST: &str = "KVM_EXIT_SHUTDOWN";
+
+/// Pushes and runs test executables, one after the other; `sink` gets their output. One in whose output a
+/// guest was lost to the emulator (`KVM_EXIT_SHUTDOWN`) and that failed is run once more, and the report says so.
+///
+/// # Errors
+/// When the lab fails. Tests that fail are in the report.
+pub fn run_tests(
+    lab: &Lab,
+    executables: &[TestExecutable],
+    options: &TestOptions,
+    sink: &mut dyn FnMut(Stream, &[u8]),
+) -> Result<TestReport> {
+    let mut runs = Vec::new();
+    for executable in executables {
+        let path =
+            format!("/opt/smartvm/tests/{}-{}-{}", executable.package, executable.kind, executable.name);
+        lab.push_changed(&[(executable.path.clone(), path.clone())])?;
+        let mut command = Command::new(path)
+            .args([format!("--test-threads={}", options.threads)])
+            .args(options.arguments.clone())
+            .timeout(options.timeout);
+        for (name, value) in environment().into_iter().chain(options.env.clone()) {
+            command = command.env(name, value);
+        }
+        let mut outcome = lab.run_with(&command, Input::None, sink)?;
+        let mut retried = None;
+        if !outcome.success() && lost_guest(&outcome) {
+            let why = format!("{}: a guest ended in {LOST_GUEST}, run once more", executable.name);
+            lab.log.note(&why);
+            sink(Stream::Stderr, format!("lab: {why}\n").as_bytes());
+            retried = Some(why);
+            outcome = lab.run_with(&command, Input::None, sink)?;
+        }
+        runs.push(TestRun { executable: executable.clone(), outcome, retried });
+    }
+    Ok(TestReport { runs })
+}
+
+fn lost_guest(outcome: &Outcome) -> bool {
+    [&outcome.stdout, &outcome.stderr].iter().any(|text| String::from_utf8_lossy(text).contains(LOST_GUEST))
+}
