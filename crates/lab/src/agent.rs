@@ -3,6 +3,8 @@
 pub mod boot;
 mod command;
 mod processes;
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, BufReader};
 use std::net::{TcpListener, TcpStream};
@@ -45,8 +47,12 @@ struct Shared {
 pub fn serve(listener: TcpListener, token: String, idle: Duration, own_machine: bool) -> io::Result<()> {
     let (off, asked_off) = mpsc::channel();
     let shared = Mutex::new(Shared { token, connections: 0, last_use: Instant::now(), idle });
-    let agent =
-        Arc::new(Agent { shared, off: off.clone(), own_machine, commands: command::Running::default() });
+    let agent = Arc::new(Agent {
+        shared,
+        off: off.clone(),
+        own_machine,
+        commands: command::Running::on(own_machine),
+    });
     let failure = Arc::new(Mutex::new(None));
     {
         let (agent, failure) = (agent.clone(), failure.clone());

@@ -29,8 +29,11 @@ const ENVIRONMENT: [(&str, &str); 4] = [
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// How many commands run, and the numbers that mark them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Running {
+    /// Nothing but the agent starts processes here. Elsewhere a new process may be anybody's, and is let alone
+    /// unless it surely is a command's.
+    own_machine: bool,
     next: AtomicU64,
     now: Mutex<usize>,
 }
@@ -54,6 +57,10 @@ impl Out {
 type SharedOut = Arc<Mutex<Out>>;
 
 impl Running {
+    pub(super) fn on(own_machine: bool) -> Self {
+        Self { own_machine, next: AtomicU64::new(0), now: Mutex::new(0) }
+    }
+
     /// Runs a command for the host at the other end of `stream`, whose frames come through `from`.
     pub(super) fn run(&self, run: Run, from: BufReader<TcpStream>, stream: TcpStream) -> io::Result<()> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -80,7 +87,7 @@ impl Running {
     fn enter(&self) -> bool {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         *now += 1;
-        *now == 1
+        self.own_machine && *now == 1
     }
 
     fn leave(&self) {

@@ -1,6 +1,6 @@
 //! The host's side of the agent's protocol.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,11 +12,16 @@ use crate::wire::{self, Exit, Kind, Request, Run};
 /// Longest silence within a transfer or a short request.
 const SILENCE: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether to go on waiting.
+const GLANCE: Duration = Duration::from_millis(100);
+
 /// Where a lab's agent is, and the word it wants to hear.
 #[derive(Debug, Clone)]
-pub(super) struct Client {
-    pub(super) port: u16,
-    pub(super) token: String,
+pub(crate) struct Client {
+    pub(crate) port: u16,
+    pub(crate) token: String,
+    /// When it says true, nothing is awaited any more.
+    pub(crate) interrupted: fn() -> bool,
 }
 
 /// Which of a command's streams bytes belong to.
@@ -53,14 +58,14 @@ impl Client {
     }
 
     /// A request that is answered by nothing but its end.
-    pub(super) fn ask(&self, request: &Request, silence: Duration) -> io::Result<TcpStream> {
+    pub(crate) fn ask(&self, request: &Request, silence: Duration) -> io::Result<TcpStream> {
         let stream = self.begin(request, silence)?;
         answer(&stream)?;
         Ok(stream)
     }
 
     /// Asks until the agent answers. `given_up` says why there is no sense in waiting any more.
-    pub(super) fn await_ready(&self, deadline: Instant, given_up: impl Fn() -> Option<String>) -> Result<()> {
+    pub(crate) fn await_ready(&self, deadline: Instant, given_up: impl Fn() -> Option<String>) -> Result<()> {
         loop {
             let silence = Duration::from_secs(2);
             match self.ask(&Request::Ping, silence) {
@@ -68,6 +73,9 @@ impl Client {
                 Err(error) => {
                     if let Some(why) = given_up() {
                         return Err(Fault::new(format!("the lab's agent does not answer: {why}")));
+                    }
+                    if (self.interrupted)() {
+                        return Err(Fault::new("interrupted"));
                     }
                     if Instant::now() > deadline {
                         return Err(Fault::because("the lab's agent does not answer in time", error));
@@ -79,7 +87,7 @@ impl Client {
     }
 
     /// Sets clock, token and idle limit, and uses that token from then on.
-    pub(super) fn lease(&mut self, token: String, idle: Duration) -> Result<()> {
+    pub(crate) fn lease(&mut self, token: String, idle: Duration) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let request = Request::Lease {
             unix_nanos: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
@@ -92,7 +100,7 @@ impl Client {
         Ok(())
     }
 
-    pub(super) fn push(&self, from: &Path, to: &str) -> Result<()> {
+    pub(crate) fn push(&self, from: &Path, to: &str) -> Result<()> {
         let push = || -> io::Result<()> {
             let stream = self.begin(&Request::Push { into: to.to_owned() }, SILENCE)?;
             let mut out = io::BufWriter::with_capacity(wire::PIECE, &stream);
@@ -104,7 +112,7 @@ impl Client {
         push().map_err(|error| Fault::because(format!("cannot push {} to {to}", from.display()), error))
     }
 
-    pub(super) fn pull(&self, from: &str, to: &Path) -> Result<()> {
+    pub(crate) fn pull(&self, from: &str, to: &Path) -> Result<()> {
         let pull = || -> io::Result<()> {
             let stream = self.begin(&Request::Pull { from: from.to_owned() }, SILENCE)?;
             transfer::receive(&mut BufReader::with_capacity(wire::PIECE, stream), to)
@@ -114,7 +122,7 @@ impl Client {
 
     /// Runs a command; `sink` gets its output as it comes. Ends `grace` after the command's own time limit
     /// at the latest.
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         run: &Run,
         input: Input,
@@ -127,11 +135,7 @@ impl Client {
         let mut from = BufReader::with_capacity(wire::PIECE, stream.try_clone()?);
         let mut body = Vec::new();
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            stream.set_read_timeout(Some(left))?;
+            self.await_data(&mut from, deadline)?;
             match wire::read_frame(&mut from, &mut body)? {
                 Some(Kind::Stdout) => sink(Stream::Stdout, &body),
                 Some(Kind::Stderr) => sink(Stream::Stderr, &body),
@@ -143,6 +147,31 @@ impl Client {
             }
         }
     }
+
+    /// Returns when there is something to read, or the end of the stream.
+    fn await_data(&self, from: &mut BufReader<TcpStream>, deadline: Instant) -> io::Result<()> {
+        from.get_ref().set_read_timeout(Some(GLANCE))?;
+        loop {
+            match from.fill_buf() {
+                Ok(_) => break,
+                Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if (self.interrupted)() {
+                return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted"));
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the lab does not answer"));
+            }
+        }
+        // The rest of a frame that has begun follows soon.
+        from.get_ref().set_read_timeout(Some(SILENCE))
+    }
+}
+
+/// With a timeout set, a read that takes too long is told in either of two ways.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// Sends a command's input from a thread of its own: the command may write before it reads.

@@ -9,6 +9,7 @@
 mod client;
 mod instance;
 mod log;
+mod plan;
 mod qemu;
 mod run_tests;
 
@@ -19,27 +20,24 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use client::{Input, Stream};
-pub use run_tests::{TestOptions, TestReport, TestRun, environment, run_tests};
+pub use run_tests::{TestOptions, TestProgram, TestReport, TestRun, environment, run_test, run_tests};
 
 use crate::agent::DEFAULT_IDLE;
-use crate::cache::{Cache, Key, progress};
-use crate::debian::{self, Parts};
-use crate::fault::{AtPath, Fault, Result};
-use crate::wire::{Exit, Request, Run};
-use crate::{guest, workspace};
-use client::Client;
+use crate::cache::Cache;
+use crate::fault::{Fault, Result};
+use crate::wire::{Exit, Run};
+use crate::workspace;
+pub(crate) use client::Client;
 use instance::{Instance, Record};
 use log::RunLog;
-use qemu::{Life, Machine, Qemu};
+use plan::{Plan, Up, identity, kept, random_token};
+use qemu::{Life, Qemu};
 
 /// Programs in the lab: its commands have this directory first on their PATH.
 pub const BIN: &str = "/opt/smartvm/bin";
-/// The files of [`guest::Assets`] in the lab, `vmlinux` and `initrd`.
+/// The files of [`crate::guest::Assets`] in the lab, `vmlinux` and `initrd`.
 pub const GUEST: &str = "/opt/smartvm/guest";
 
-/// What the emulated host needs to boot; the first time includes the emulator's own start.
-const BOOT: Duration = Duration::from_secs(180);
-const RESUME: Duration = Duration::from_secs(40);
 /// How long after a command's time limit its end is awaited.
 const GRACE: Duration = Duration::from_secs(30);
 /// So much of each output stream is kept in an [`Outcome`].
@@ -55,12 +53,19 @@ pub struct Options {
     pub keep: Option<Duration>,
     /// How long to wait for another process that uses the lab of this worktree.
     pub patience: Duration,
+    /// Asked now and then while something is awaited; when it says true, waiting ends with an error.
+    pub interrupted: fn() -> bool,
 }
 
 impl Default for Options {
     /// Kept for ten minutes; waits ten minutes for others.
     fn default() -> Self {
-        Self { fresh: false, keep: Some(DEFAULT_IDLE), patience: Duration::from_secs(600) }
+        Self {
+            fresh: false,
+            keep: Some(DEFAULT_IDLE),
+            patience: Duration::from_secs(600),
+            interrupted: || false,
+        }
     }
 }
 
@@ -178,7 +183,7 @@ impl Lab {
     /// When images cannot be built, the lab is in use for longer than the patience, or does not boot.
     pub fn up(options: &Options) -> Result<Self> {
         let dir = workspace::target_dir().join("lab");
-        let plan = Plan::make(&Cache::open())?;
+        let plan = Plan::make(&Cache::open(), options.interrupted)?;
         let instance = Instance::take(&dir.join("instance"), options.patience)?;
         let log = RunLog::create(&dir.join("runs"))?;
         let path = log.path().to_owned();
@@ -286,7 +291,7 @@ impl Lab {
     fn failed(&self, doing: String, error: std::io::Error) -> Fault {
         self.log.note(&format!("{doing}: {error}"));
         // What the agent refuses, it answers. Everything else means that it, or the machine, is not well.
-        if error.kind() != std::io::ErrorKind::Other {
+        if !matches!(error.kind(), std::io::ErrorKind::Other | std::io::ErrorKind::Interrupted) {
             self.broken.store(true, Ordering::Relaxed);
         }
         let fault = Fault::because(doing, error).with_log(self.log.path());
@@ -370,192 +375,4 @@ pub fn down() -> Result<bool> {
         qemu.kill();
         true
     }))
-}
-
-/// The token on QEMU's command line, and the one that counts once the machine runs.
-struct Tokens<'a> {
-    boot: &'a str,
-    now: &'a str,
-}
-
-type Up = (Qemu, Client, Origin);
-
-/// The files of a lab, all there.
-struct Plan {
-    cache: Cache,
-    machine: Machine,
-    /// What every lab has from its first boot on: host path, lab path.
-    baseline: Vec<(PathBuf, String)>,
-    /// What a saved state fits to.
-    key: Key,
-}
-
-impl Plan {
-    fn make(cache: &Cache) -> Result<Self> {
-        let parts = Parts::fetch(cache)?;
-        let root = debian::root_image(cache, &parts)?;
-        let guest = guest::assets(cache)?;
-        let agent = workspace::build_small("smartvm-lab", &["lab-agent"])?.remove(0);
-        let key = Key::of([Key::of_files(&[&agent])?.as_str(), parts.kernel(), "1"].map(str::as_bytes));
-        let boot = cache.entry("boot", &key, 3, |dir| {
-            let modules = ["virtio_pci", "virtio_blk", "virtio_net", "overlay"];
-            guest::initramfs(&dir.join("initrd"), &agent, &parts, &modules)
-        })?;
-        let baseline = vec![
-            (crate::firecracker(), format!("{BIN}/firecracker")),
-            (crate::jailer(), format!("{BIN}/jailer")),
-            (guest.vmlinux, format!("{GUEST}/vmlinux")),
-            (guest.initrd, format!("{GUEST}/initrd")),
-        ];
-        let machine = Machine { parts, initrd: boot.join("initrd"), root };
-        let mut pieces = machine.parts.qemu();
-        pieces.extend(machine.arguments(""));
-        pieces.extend(baseline.iter().map(|(from, _)| identity(from)));
-        let key = Key::of(pieces.iter().map(String::as_bytes));
-        Ok(Self { cache: cache.clone(), machine, baseline, key })
-    }
-
-    /// Starts QEMU and waits for the agent, which wants to hear `token`.
-    fn start(
-        &self,
-        dir: &Path,
-        tokens: Tokens<'_>,
-        incoming: Option<&str>,
-        life: Life,
-    ) -> Result<(Qemu, Client)> {
-        let deadline = Instant::now() + if incoming.is_some() { RESUME } else { BOOT };
-        let mut qemu = self.machine.start(dir, tokens.boot, incoming, life)?;
-        let ready = (|| {
-            let mut control = qemu.control(deadline)?;
-            let port = control.agent_port()?;
-            if incoming.is_some() {
-                control.resume(deadline)?;
-            }
-            let client = Client { port, token: tokens.now.to_owned() };
-            client.await_ready(deadline, || qemu.has_ended().then(|| "QEMU has ended".to_owned()))?;
-            Ok(client)
-        })();
-        match ready {
-            Ok(client) => Ok((qemu, client)),
-            Err(fault) => {
-                let words = qemu.last_words();
-                qemu.kill();
-                Err(Fault::with_last_words(fault, &words))
-            }
-        }
-    }
-
-    fn boot(&self, dir: &Path, life: Life) -> Result<Up> {
-        progress("booting the emulated host");
-        let token = random_token()?;
-        let tokens = Tokens { boot: &token, now: &token };
-        let (mut qemu, client) = self.start(dir, tokens, None, life)?;
-        match self.baseline.iter().try_for_each(|(from, to)| client.push(from, to)) {
-            Ok(()) => Ok((qemu, client, Origin::Booted)),
-            Err(fault) => {
-                qemu.kill();
-                Err(fault)
-            }
-        }
-    }
-
-    /// Resumes from the saved state, made now if there is none. `None` when that does not work, which is not
-    /// the end: booting may.
-    fn resume(&self, dir: &Path, life: Life, log: &RunLog) -> Option<Up> {
-        let attempt = || -> Result<Up> {
-            let saved = self.cache.entry("saved", &self.key, 3, |dir| self.save(dir))?;
-            let token = saved.join("token");
-            let token = fs::read_to_string(&token).at("cannot read", &token)?;
-            let (boot_token, token) = token.split_once(' ').unwrap_or_default();
-            let link = dir.join(STATE);
-            let _ = fs::remove_file(&link);
-            std::os::unix::fs::symlink(saved.join(STATE), &link).at("cannot make", &link)?;
-            let tokens = Tokens { boot: boot_token, now: token };
-            match self.start(dir, tokens, Some(&format!("exec:cat {STATE}")), life) {
-                Ok((qemu, client)) => Ok((qemu, client, Origin::Resumed)),
-                Err(fault) => {
-                    // A state that does not come back once is not tried again.
-                    let _ = fs::remove_dir_all(&saved);
-                    Err(fault)
-                }
-            }
-        };
-        attempt()
-            .inspect_err(|fault| {
-                progress(&format!("cannot resume a saved lab: {}", fault.report()));
-                log.note(&fault.report());
-            })
-            .ok()
-    }
-
-    /// Boots a machine and saves it.
-    fn save(&self, dir: &Path) -> Result<()> {
-        progress("booting the emulated host to save it (about 10 s, once)");
-        let boot_token = random_token()?;
-        let tokens = Tokens { boot: &boot_token, now: &boot_token };
-        let (mut qemu, mut client) = self.start(dir, tokens, None, Life::WithUs)?;
-        let saved = (|| {
-            self.baseline.iter().try_for_each(|(from, to)| client.push(from, to))?;
-            // The first token stood on QEMU's command line, where everyone can read it.
-            client.lease(random_token()?, DEFAULT_IDLE)?;
-            let mut control = qemu.control(Instant::now() + Duration::from_secs(60))?;
-            control.save(STATE, Duration::from_secs(60))
-        })();
-        qemu.kill();
-        saved?;
-        let token = dir.join("token");
-        write_private(&token, &format!("{boot_token} {}", client.token))
-    }
-}
-
-/// The name of a saved state's file.
-const STATE: &str = "state";
-
-/// The lab that is up, if it is what the plan wants and answers. One that is not is ended.
-fn kept(plan: &Plan, instance: &Instance, options: &Options, log: &RunLog) -> Option<(Qemu, Client, Record)> {
-    let record = instance.load()?;
-    let Some(mut qemu) = Qemu::adopt(instance.dir(), record.pid, record.started) else {
-        instance.forget();
-        return None;
-    };
-    let client = Client { port: record.port, token: record.token.clone() };
-    let fits = !options.fresh && options.keep.is_some() && record.key == plan.key.as_str();
-    if fits && client.ask(&Request::Ping, Duration::from_secs(5)).is_ok() {
-        return Some((qemu, client, record));
-    }
-    log.note(&format!(
-        "ending the lab of QEMU {}: {}",
-        qemu.pid(),
-        if fits { "no answer" } else { "not wanted" }
-    ));
-    qemu.kill();
-    instance.forget();
-    None
-}
-
-/// What a file is, cheaply: its content is not read.
-fn identity(path: &Path) -> String {
-    let meta = fs::metadata(path).ok();
-    let time = meta.as_ref().and_then(|meta| meta.modified().ok());
-    format!("{} {:?} {time:?}", path.display(), meta.map(|meta| meta.len()))
-}
-
-fn random_token() -> Result<String> {
-    use std::io::Read;
-    let path = Path::new("/dev/urandom");
-    let mut bytes = [0; 16];
-    fs::File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).at("cannot read", path)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn write_private(path: &Path, text: &str) -> Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    fs::File::options()
-        .create_new(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .at("cannot write", path)
 }

@@ -53,7 +53,18 @@ impl Machine {
         let vmlinuz = self.parts.vmlinuz().display().to_string();
         [
             &["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt", "-smp", "2", "-m", "4096"][..],
-            &["-nodefaults", "-display", "none", "-no-reboot", "-kernel", &vmlinuz, "-initrd", &initrd],
+            &[
+                "-name",
+                "smartvm-lab,process=qemu-lab",
+                "-nodefaults",
+                "-display",
+                "none",
+                "-no-reboot",
+                "-kernel",
+                &vmlinuz,
+                "-initrd",
+                &initrd,
+            ],
             &["-append", &append, "-serial", &format!("file:{SERIAL}"), "-qmp", &control],
             &["-drive", &drive, "-netdev", &hostfwd, "-device", "virtio-net-pci,netdev=n,romfile="],
         ]

@@ -1,10 +1,19 @@
 //! Test executables, run in the lab as `cargo test` runs them on the host.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{BIN, Command, GUEST, Input, Lab, Outcome, Stream};
 use crate::fault::Result;
-use crate::workspace::TestExecutable;
+
+/// A test executable, linked statically.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestProgram {
+    /// What it is called in reports.
+    pub name: String,
+    /// The file, on the host.
+    pub program: PathBuf,
+}
 
 /// How to run test executables.
 #[derive(Debug, Clone)]
@@ -43,8 +52,8 @@ impl TestReport {
 /// What became of one executable.
 #[derive(Debug, Clone)]
 pub struct TestRun {
-    /// Which.
-    pub executable: TestExecutable,
+    /// Its name.
+    pub name: String,
     /// How it ended, at the last try.
     pub outcome: Outcome,
     /// Why it was run a second time: the emulator lost a guest.
@@ -64,6 +73,7 @@ pub fn environment() -> Vec<(String, String)> {
         ("SMARTVM_FIRECRACKER", format!("{BIN}/firecracker")),
         ("SMARTVM_JAILER", format!("{BIN}/jailer")),
         ("SMARTVM_LAB_GUEST_DIR", GUEST.to_owned()),
+        ("SMARTVM_BIN", format!("{BIN}/smartvm")),
         ("RUST_BACKTRACE", "1".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
@@ -73,41 +83,51 @@ pub fn environment() -> Vec<(String, String)> {
 /// Firecracker's words when the processor gave up on a guest. Under emulation that may be the emulator's fault.
 const LOST_GUEST: &str = "KVM_EXIT_SHUTDOWN";
 
-/// Pushes and runs test executables, one after the other; `sink` gets their output. One in whose output a
-/// guest was lost to the emulator (`KVM_EXIT_SHUTDOWN`) and that failed is run once more, and the report says so.
+/// Pushes and runs test executables, one after the other; `sink` gets their output.
 ///
 /// # Errors
 /// When the lab fails. Tests that fail are in the report.
 pub fn run_tests(
     lab: &Lab,
-    executables: &[TestExecutable],
+    programs: &[TestProgram],
     options: &TestOptions,
     sink: &mut dyn FnMut(Stream, &[u8]),
 ) -> Result<TestReport> {
-    let mut runs = Vec::new();
-    for executable in executables {
-        let path =
-            format!("/opt/smartvm/tests/{}-{}-{}", executable.package, executable.kind, executable.name);
-        lab.push_changed(&[(executable.path.clone(), path.clone())])?;
-        let mut command = Command::new(path)
-            .args([format!("--test-threads={}", options.threads)])
-            .args(options.arguments.clone())
-            .timeout(options.timeout);
-        for (name, value) in environment().into_iter().chain(options.env.clone()) {
-            command = command.env(name, value);
-        }
-        let mut outcome = lab.run_with(&command, Input::None, sink)?;
-        let mut retried = None;
-        if !outcome.success() && lost_guest(&outcome) {
-            let why = format!("{}: a guest ended in {LOST_GUEST}, run once more", executable.name);
-            lab.log.note(&why);
-            sink(Stream::Stderr, format!("lab: {why}\n").as_bytes());
-            retried = Some(why);
-            outcome = lab.run_with(&command, Input::None, sink)?;
-        }
-        runs.push(TestRun { executable: executable.clone(), outcome, retried });
-    }
+    let runs = programs.iter().map(|program| run_test(lab, program, options, sink)).collect::<Result<_>>()?;
     Ok(TestReport { runs })
+}
+
+/// Pushes and runs one test executable. If it failed and a guest was lost to the emulator
+/// (`KVM_EXIT_SHUTDOWN` in its output), it is run once more, and the report says so.
+///
+/// # Errors
+/// When the lab fails. Tests that fail are in the report.
+pub fn run_test(
+    lab: &Lab,
+    test: &TestProgram,
+    options: &TestOptions,
+    sink: &mut dyn FnMut(Stream, &[u8]),
+) -> Result<TestRun> {
+    let file: String = test.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let path = format!("/opt/smartvm/tests/{file}");
+    lab.push_changed(&[(test.program.clone(), path.clone())])?;
+    let mut command = Command::new(path)
+        .args([format!("--test-threads={}", options.threads)])
+        .args(options.arguments.clone())
+        .timeout(options.timeout);
+    for (name, value) in environment().into_iter().chain(options.env.clone()) {
+        command = command.env(name, value);
+    }
+    let mut outcome = lab.run_with(&command, Input::None, sink)?;
+    let mut retried = None;
+    if !outcome.success() && lost_guest(&outcome) {
+        let why = format!("{}: a guest ended in {LOST_GUEST}, run once more", test.name);
+        lab.log.note(&why);
+        sink(Stream::Stderr, format!("lab: {why}\n").as_bytes());
+        retried = Some(why);
+        outcome = lab.run_with(&command, Input::None, sink)?;
+    }
+    Ok(TestRun { name: test.name.clone(), outcome, retried })
 }
 
 fn lost_guest(outcome: &Outcome) -> bool {
