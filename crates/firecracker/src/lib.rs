@@ -4,12 +4,14 @@
 //! stream, and it speaks. In reading order:
 //!
 //! * [`version`]: version numbers
+//! * [`capability`]: what each version can do, in one table
 //! * [`api`]: every request and answer, in Firecracker's field names
 //! * [`error`]: what can go wrong with a request
 //! * [`client`]: one connection to one VMM
 //! * [`socket`]: connecting without blocking, whatever the length of the path
 
 pub mod api;
+pub mod capability;
 pub mod client;
 pub mod error;
 pub mod socket;

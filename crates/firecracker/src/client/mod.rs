@@ -8,11 +8,14 @@
 //! * Every answer has a bound, and every request but one a deadline ([`Client::with_deadline`]).
 //! * Bodies are never logged. `tracing` sees verb, path, status, sizes and time.
 //!
+//! `requests` has a method for every verb and path; [`Client::raw`] sends anything else.
+//!
 //! A connection costs one registered descriptor between requests: hyper's buffers live for the request
 //! only (see `connection`), so that thousands of idle machines cost next to nothing.
 
 mod connection;
 mod message;
+mod requests;
 
 use std::fmt;
 use std::io;
@@ -23,18 +26,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::api::{FirecrackerVersion, InstanceInfo};
 use crate::error::ApiError;
 use crate::socket;
 use crate::version::Version;
 
 use connection::{Broken, exchange};
+use message::request;
 pub use message::{Answer, Verb};
-use message::{may_quote_mmds, request};
 
 /// Deadline of a request when none is set: Firecracker answers in well under a millisecond.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -119,26 +119,6 @@ impl Client {
         &self.vmm.api_sock
     }
 
-    /// `GET /`: id, state and version of the VMM.
-    ///
-    /// # Errors
-    /// As [`Client::raw`], and a refusal or an answer of another form.
-    pub async fn describe_instance(&self) -> Result<InstanceInfo, ApiError> {
-        let info: InstanceInfo = self.fetch("/").await?;
-        self.vmm.learn(info.vmm_version.clone());
-        Ok(info)
-    }
-
-    /// `GET /version`: the VMM's version.
-    ///
-    /// # Errors
-    /// As [`Client::describe_instance`].
-    pub async fn version(&self) -> Result<Version, ApiError> {
-        let answer: FirecrackerVersion = self.fetch("/version").await?;
-        self.vmm.learn(answer.firecracker_version.clone());
-        Ok(answer.firecracker_version)
-    }
-
     /// Sends any request and returns the answer as it came, whatever its status. `body` should be JSON.
     ///
     /// # Errors
@@ -168,31 +148,6 @@ impl Client {
             Err(error) => tracing::debug!(%verb, path, sent_bytes, %error, "asked the VMM in vain"),
         }
         result
-    }
-
-    /// A request without a body whose answer is JSON.
-    async fn fetch<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
-        let verb = Verb::Get;
-        let answer = self.raw(verb, path, None).await?.success(verb, path)?;
-        serde_json::from_slice(&answer.body).map_err(|error| {
-            // The parser's text may quote the answer, so an MMDS answer gets none.
-            let problem = match may_quote_mmds(verb, path) {
-                true => "its JSON has another form".to_owned(),
-                false => error.to_string(),
-            };
-            ApiError::Protocol { verb, path: path.to_owned(), problem }
-        })
-    }
-
-    /// A request with a JSON body whose answer says nothing but that it worked.
-    #[expect(dead_code, reason = "for the typed requests to come")]
-    async fn send<T: Serialize + ?Sized>(&self, verb: Verb, path: &str, body: &T) -> Result<(), ApiError> {
-        let body = serde_json::to_vec(body).map_err(|error| ApiError::BadRequest {
-            verb,
-            path: path.to_owned(),
-            problem: error.to_string(),
-        })?;
-        self.raw(verb, path, Some(body.into())).await?.success(verb, path).map(drop)
     }
 }
 
