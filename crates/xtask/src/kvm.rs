@@ -4,16 +4,17 @@
 //! kernel dies. So the trial boots a guest, and what it answers decides where tests run.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use smartvm_core::bare_metal::Guest;
 
+use crate::failure::Result;
 use crate::setup::Binaries;
 
 /// How far guests get on this machine.
@@ -21,84 +22,132 @@ use crate::setup::Binaries;
 pub(crate) enum Kvm {
     /// Not even the tiny guest runs; why.
     Unusable(String),
-    /// The tiny guest runs, Linux does not.
-    BareMetal,
+    /// The tiny guest runs, Linux does not; the last it said.
+    BareMetal(String),
     /// Linux runs.
-    #[cfg_attr(not(test), expect(dead_code, reason = "found out once the lab brings a Linux guest to try"))]
     Full,
 }
 
 /// How long the tiny guest may take: it needs some 10 ms, a busy machine more.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long Linux may take: on real hardware it needs well under a second.
+const PATIENCE_FOR_LINUX: Duration = Duration::from_secs(5);
+
 /// What the tiny guest writes to its serial port.
 const GREETING: &str = "smartvm-trial: a guest runs";
 
-/// Boots the tiny guest with the real Firecracker.
-pub(crate) fn try_bare_metal(binaries: &Binaries) -> Kvm {
-    match boot(binaries) {
-        Ok(()) => Kvm::BareMetal,
-        Err(why) => Kvm::Unusable(why),
+/// Boots the tiny guest with the real Firecracker, and where it runs, a Linux guest: a Firecracker config
+/// and the text that its console shows. The guest's files are only asked for when they are needed.
+pub(crate) fn try_guests(
+    binaries: &Binaries,
+    linux: impl FnOnce() -> Result<(Value, &'static str)>,
+) -> Result<Kvm> {
+    if let Err(why) = try_tiny_guest(binaries) {
+        return Ok(Kvm::Unusable(why));
     }
+    let (config, shows) = linux()?;
+    Ok(match try_guest(binaries, &config, shows, PATIENCE_FOR_LINUX) {
+        Ok(()) => Kvm::Full,
+        Err(why) => Kvm::BareMetal(why),
+    })
 }
 
-fn boot(binaries: &Binaries) -> Result<(), String> {
+fn try_tiny_guest(binaries: &Binaries) -> std::result::Result<(), String> {
     let device = Path::new("/dev/kvm");
     if !device.exists() {
         return Err("there is no KVM device".to_owned());
     }
-    fs::File::options()
-        .read(true)
-        .write(true)
-        .open(device)
-        .map_err(|error| format!("the KVM device cannot be opened: {error}"))?;
-    let scratch = tempfile::Builder::new().prefix("smartvm-trial-").tempdir();
-    let scratch = scratch.map_err(|error| format!("no temporary folder: {error}"))?;
-    let (kernel, config) = (scratch.path().join("guest"), scratch.path().join("vm.json"));
-    let spec = json!({
-        "boot-source": {"kernel_image_path": kernel, "boot_args": ""},
+    let opened = fs::File::options().read(true).write(true).open(device);
+    opened.map_err(|error| format!("the KVM device cannot be opened: {error}"))?;
+    let kernel = tempfile::Builder::new().prefix("smartvm-trial-").tempfile().and_then(|mut file| {
+        file.write_all(&Guest::Message(&format!("{GREETING}\n")).elf())?;
+        Ok(file.into_temp_path())
+    });
+    let kernel = kernel.map_err(|error| format!("the trial guest cannot be written: {error}"))?;
+    let config = json!({
+        "boot-source": {"kernel_image_path": &*kernel, "boot_args": ""},
         "drives": [],
         "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
     });
-    fs::write(&kernel, Guest::Message(&format!("{GREETING}\n")).elf())
-        .and_then(|()| fs::write(&config, spec.to_string()))
-        .map_err(|error| format!("the trial guest cannot be written: {error}"))?;
-    // Its log must not share stdout with the guest: they would be mixed within a line.
-    let log = scratch.path().join("log");
-    fs::write(&log, "").map_err(|error| format!("the trial's log cannot be written: {error}"))?;
+    try_guest(binaries, &config, GREETING, PATIENCE)
+}
+
+/// Boots a guest until its console shows the text.
+fn try_guest(
+    binaries: &Binaries,
+    config: &Value,
+    shows: &str,
+    patience: Duration,
+) -> std::result::Result<(), String> {
+    let scratch = tempfile::Builder::new().prefix("smartvm-trial-").tempdir();
+    let scratch = scratch.map_err(|error| format!("no temporary folder: {error}"))?;
+    // Firecracker's log must not share stdout with the guest: they would be mixed within a line.
+    let (file, log) = (scratch.path().join("vm.json"), scratch.path().join("log"));
+    fs::write(&file, config.to_string())
+        .and_then(|()| fs::write(&log, ""))
+        .map_err(|error| format!("the trial's files cannot be written: {error}"))?;
     let mut firecracker = Command::new(&binaries.firecracker);
-    firecracker.args(["--no-api", "--config-file"]).arg(&config).arg("--log-path").arg(&log);
-    let said = output_within(&mut firecracker, PATIENCE)?;
-    if said.contains(GREETING) {
+    firecracker.args(["--no-api", "--config-file"]).arg(&file).arg("--log-path").arg(&log);
+    let said = output_until(&mut firecracker, shows, patience)?;
+    if said.contains(shows) {
         return Ok(());
     }
     let log = fs::read_to_string(&log).unwrap_or_default();
-    let last = [said.as_str(), log.as_str()].iter().filter_map(|text| text.trim().lines().last()).next_back();
-    Err(format!("the trial guest did not answer: {}", last.unwrap_or("Firecracker said nothing")))
+    let last = [log.as_str(), said.as_str()].iter().filter_map(|text| text.trim().lines().last()).next_back();
+    Err(last.unwrap_or("the guest and Firecracker said nothing").to_owned())
 }
 
-fn output_within(command: &mut Command, patience: Duration) -> Result<String, String> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("Firecracker cannot be started: {error}"))?;
-    let (answer, answered) = mpsc::channel();
+/// What the program wrote until the text was in it, it ended or its time was over; then it is killed.
+fn output_until(
+    command: &mut Command,
+    text: &str,
+    patience: Duration,
+) -> std::result::Result<String, String> {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(|error| format!("Firecracker cannot be started: {error}"))?;
+    let (pieces, arrived) = mpsc::channel();
     if let Some(mut stdout) = child.stdout.take() {
         thread::spawn(move || {
-            let mut said = Vec::new();
-            let read = stdout.read_to_end(&mut said);
-            let _ = answer.send(read.map(|_| String::from_utf8_lossy(&said).into_owned()));
+            let mut piece = [0; 4096];
+            // Nobody listens any more once the text was seen.
+            while let Ok(length @ 1..) = stdout.read(&mut piece) {
+                if pieces.send(piece[..length].to_vec()).is_err() {
+                    break;
+                }
+            }
         });
     }
-    let said = answered.recv_timeout(patience);
-    // It has ended, or its time is over; then killing it also ends the reading thread.
+    let deadline = Instant::now() + patience;
+    let mut said = Vec::new();
+    while let Ok(piece) = arrived.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        said.extend(piece);
+        if String::from_utf8_lossy(&said).contains(text) {
+            break;
+        }
+    }
+    // It may have ended by itself. Its end also ends the reading thread.
     let _ = child.kill();
     child.wait().map_err(|error| format!("Firecracker cannot be waited for: {error}"))?;
-    match said {
-        Ok(Ok(said)) => Ok(said),
-        Ok(Err(error)) => Err(format!("the guest's console cannot be read: {error}")),
-        Err(_) => Err(format!("the trial guest neither answered nor ended within {} s", patience.as_secs())),
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output_of(script: &str, patience: Duration) -> String {
+        let mut shell = Command::new("sh");
+        output_until(shell.args(["-c", script]), "text", patience).expect("it starts")
+    }
+
+    #[test]
+    fn waiting_ends_with_the_text_with_the_end_or_with_the_time() {
+        let long = Duration::from_secs(60);
+        let started = Instant::now();
+        assert_eq!(output_of("echo the text; exec sleep 60", long), "the text\n");
+        assert_eq!(output_of("echo other", long), "other\n");
+        assert_eq!(output_of("exec sleep 60", Duration::from_millis(50)), "");
+        assert!(started.elapsed() < long);
     }
 }

@@ -29,8 +29,8 @@ impl Places {
             Kvm::Unusable(why) => {
                 println!("test: this machine's KVM runs no guest ({why}): all guests run in the lab")
             }
-            Kvm::BareMetal => println!(
-                "test: this machine's KVM runs tiny guests but no Linux: tests that boot Linux run in the lab"
+            Kvm::BareMetal(why) => println!(
+                "test: this machine's KVM runs tiny guests but no Linux ({why}): tests that boot Linux run in the lab"
             ),
             Kvm::Full => println!("test: this machine's KVM runs Linux guests: all tests run here"),
         }
@@ -39,8 +39,8 @@ impl Places {
     /// Where this one runs.
     pub(crate) fn of(&self, suite: &Suite) -> Place {
         match (suite.needs, &self.kvm) {
-            (Needs::Nothing, _) | (_, Kvm::Full) | (Needs::BareMetalGuests, Kvm::BareMetal) => Place::Here,
-            (Needs::LinuxGuests, Kvm::BareMetal) | (_, Kvm::Unusable(_)) => Place::Lab,
+            (Needs::Nothing, _) | (_, Kvm::Full) | (Needs::BareMetalGuests, Kvm::BareMetal(_)) => Place::Here,
+            (Needs::LinuxGuests, Kvm::BareMetal(_)) | (_, Kvm::Unusable(_)) => Place::Lab,
         }
     }
 }
@@ -55,13 +55,13 @@ mod tests {
             let suite = Suite { needs, ..Suite::doctests() };
             Places::find(kvm.clone()).of(&suite)
         };
-        let unusable = Kvm::Unusable(String::new());
+        let (unusable, bare_metal) = (Kvm::Unusable(String::new()), Kvm::BareMetal(String::new()));
         for (needs, kvm, expected) in [
             (Needs::Nothing, &unusable, Place::Here),
             (Needs::BareMetalGuests, &unusable, Place::Lab),
             (Needs::LinuxGuests, &unusable, Place::Lab),
-            (Needs::BareMetalGuests, &Kvm::BareMetal, Place::Here),
-            (Needs::LinuxGuests, &Kvm::BareMetal, Place::Lab),
+            (Needs::BareMetalGuests, &bare_metal, Place::Here),
+            (Needs::LinuxGuests, &bare_metal, Place::Lab),
             (Needs::LinuxGuests, &Kvm::Full, Place::Here),
         ] {
             assert_eq!(place(needs, kvm), expected, "{needs:?} with {kvm:?}");
