@@ -13,8 +13,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use smartvm_core::bare_metal::Guest;
+use smartvm_lab::cache::Cache;
+use smartvm_lab::guest;
 
 use crate::failure::Result;
+use crate::lab;
 use crate::setup::Binaries;
 
 /// How far guests get on this machine.
@@ -37,17 +40,17 @@ const PATIENCE_FOR_LINUX: Duration = Duration::from_secs(5);
 /// What the tiny guest writes to its serial port.
 const GREETING: &str = "smartvm-trial: a guest runs";
 
-/// Boots the tiny guest with the real Firecracker, and where it runs, a Linux guest: a Firecracker config
-/// and the text that its console shows. The guest's files are only asked for when they are needed.
-pub(crate) fn try_guests(
-    binaries: &Binaries,
-    linux: impl FnOnce() -> Result<(Value, &'static str)>,
-) -> Result<Kvm> {
+/// Boots the tiny guest with the real Firecracker, and where it runs, Linux.
+///
+/// # Errors
+/// When the Linux guest cannot be had. That a guest does not run is an answer.
+pub(crate) fn try_guests(binaries: &Binaries) -> Result<Kvm> {
     if let Err(why) = try_tiny_guest(binaries) {
         return Ok(Kvm::Unusable(why));
     }
-    let (config, shows) = linux()?;
-    Ok(match try_guest(binaries, &config, shows, PATIENCE_FOR_LINUX) {
+    let assets = guest::assets(&Cache::open()).map_err(lab::failure)?;
+    let config = assets.config("poweroff");
+    Ok(match try_guest(binaries, &config, guest::REACHED, PATIENCE_FOR_LINUX) {
         Ok(()) => Kvm::Full,
         Err(why) => Kvm::BareMetal(why),
     })

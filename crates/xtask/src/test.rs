@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let binaries = setup::run(Need::Lab)?;
     let seed = arguments.seed.unwrap_or_else(random_seed);
     println!("test: seed {seed}{}", if arguments.full { ", in full size" } else { "" });
-    let places = Places::find(kvm::try_bare_metal(&binaries));
+    let places = Places::find(kvm::try_guests(&binaries)?);
     places.explain();
     let suites = build::suites(&arguments.package)?;
     let mut session = run::Session::open(binaries, seed, arguments.full, arguments.filter.clone())?;

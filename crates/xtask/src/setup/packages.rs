@@ -13,19 +13,10 @@ pub(crate) struct Package {
     pub(crate) why: &'static str,
 }
 
-/// Until the lab names them itself.
-const PACKAGES: &[(&str, &str)] = &[
-    ("qemu-system-x86", "emulates the KVM host"),
-    ("mmdebstrap", "builds the emulated host's file system from Debian packages"),
-    ("e2fsprogs", "makes ext4 images"),
-    ("busybox-static", "first program of emulated host and guests"),
-    ("cpio", "packs initramfs images"),
-    ("debian-archive-keyring", "proves that Debian's packages are Debian's"),
-];
-
 /// What guests and the emulated KVM host are built and run with.
 pub(crate) fn for_the_lab() -> Vec<Package> {
-    let mut packages: Vec<Package> = PACKAGES.iter().map(|&(name, why)| Package { name, why }).collect();
+    let mut packages: Vec<Package> =
+        smartvm_lab::PACKAGES.iter().map(|&(name, why)| Package { name, why }).collect();
     if !command::on_path("cc") {
         packages.push(Package { name: "gcc", why: "links everything that is built" });
     }

@@ -3,10 +3,11 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use smartvm_lab::emulated::{self, Lab, TestOptions, TestProgram};
 use tempfile::TempDir;
 
 use super::build::Suite;
@@ -14,6 +15,7 @@ use super::place::Place;
 use super::{Outcome, libtest};
 use crate::command;
 use crate::failure::{Failure, Result};
+use crate::lab;
 use crate::leaks::process;
 use crate::setup::Binaries;
 use crate::workspace;
@@ -38,6 +40,16 @@ pub(super) struct Session {
     output: File,
     left: Vec<String>,
     failures: Vec<String>,
+    lab: Option<Lab>,
+}
+
+/// How a program ended.
+enum Ended {
+    Well,
+    /// With another status than 0, or by a signal.
+    Badly(String),
+    /// It was killed because its time was over.
+    Killed,
 }
 
 impl Session {
@@ -49,7 +61,17 @@ impl Session {
         let told = |error| Failure::new("cannot create a temporary folder").cause(error);
         let scratch = tempfile::Builder::new().prefix("smartvm-test-").tempdir().map_err(told)?;
         let output = tempfile::tempfile().map_err(told)?;
-        Ok(Self { binaries, seed, full, filter, scratch, output, left: Vec::new(), failures: Vec::new() })
+        Ok(Self {
+            binaries,
+            seed,
+            full,
+            filter,
+            scratch,
+            output,
+            left: Vec::new(),
+            failures: Vec::new(),
+            lab: None,
+        })
     }
 
     /// Runs one test program. Its output is shown when a test in it failed.
@@ -63,9 +85,7 @@ impl Session {
                 self.look_for_orphans(&suite.name);
                 Ok(outcome)
             }
-            Place::Lab => {
-                Ok(self.told(&suite.name, Outcome::Broken("the lab cannot run tests yet".to_owned())))
-            }
+            Place::Lab => self.run_in_lab(suite),
         }
     }
 
@@ -77,39 +97,86 @@ impl Session {
     }
 
     fn run_here(&mut self, name: &str, program: &mut Command) -> Result<Outcome> {
-        print!("test: {name} … ");
-        let _ = std::io::stdout().flush();
+        announce(name);
         let started = Instant::now();
-        let status = self.spawn(program).and_then(|child| self.wait(child))?;
+        let ended = self.spawn(program).and_then(|child| self.wait(child))?;
         let time = started.elapsed();
         let output = self.take_output()?;
-        let outcome = match (libtest::counts(&output), status) {
-            (_, None) => Outcome::Broken(format!("no end after {:.0} s", time.as_secs_f64())),
-            (None, Some(status)) => Outcome::Broken(format!("it ended without a result ({status})")),
-            (Some(counts), Some(status)) if counts.failed == 0 && !status.success() => {
-                Outcome::Broken(format!("no test failed, and yet {status}"))
-            }
-            (Some(libtest::Counts { passed, failed, ignored }), _) => {
-                self.failures.extend(libtest::failed(&output).iter().map(|test| format!("{name}: {test}")));
-                Outcome::Ran { passed, failed, ignored, time }
-            }
-        };
-        if !matches!(outcome, Outcome::Ran { failed: 0, .. }) {
-            println!("\n{}", output.trim_end());
-            print!("test: {name} … ");
-        }
-        Ok(self.told(name, outcome))
+        let outcome = self.outcome(name, &output, &ended, time);
+        Ok(self.show(name, &output, outcome))
     }
 
-    fn told(&self, name: &str, outcome: Outcome) -> Outcome {
+    /// What the output and the end of a program mean.
+    fn outcome(&mut self, name: &str, output: &str, ended: &Ended, time: Duration) -> Outcome {
+        match (libtest::counts(output), ended) {
+            (_, Ended::Killed) => Outcome::Broken(format!("no end after {:.0} s", time.as_secs_f64())),
+            (None, Ended::Well) => Outcome::Broken("it ended without a result".to_owned()),
+            (None, Ended::Badly(how)) => Outcome::Broken(format!("it ended without a result: {how}")),
+            (Some(counts), Ended::Badly(how)) if counts.failed == 0 => {
+                Outcome::Broken(format!("no test failed, and yet: {how}"))
+            }
+            (Some(libtest::Counts { passed, failed, ignored }), _) => {
+                self.failures.extend(libtest::failed(output).iter().map(|test| format!("{name}: {test}")));
+                Outcome::Ran { passed, failed, ignored, time }
+            }
+        }
+    }
+
+    /// Prints the outcome, and the output of whatever did not end well.
+    fn show(&self, name: &str, output: &str, outcome: Outcome) -> Outcome {
+        if !matches!(outcome, Outcome::Ran { failed: 0, .. }) {
+            println!("\n{}", output.trim_end());
+            announce(name);
+        }
         match &outcome {
             Outcome::Ran { passed, failed: 0, time, .. } => {
                 println!("{passed} passed ({:.1} s)", time.as_secs_f64());
             }
             Outcome::Ran { passed, failed, .. } => println!("{passed} passed, {failed} FAILED"),
-            Outcome::Broken(why) => println!("{name}: NOT RUN: {why}"),
+            Outcome::Broken(why) => println!("NOT RUN: {why}"),
         }
         outcome
+    }
+
+    /// Pushes the program into the lab and runs it there. The lab is brought up by the first one.
+    fn run_in_lab(&mut self, suite: &Suite) -> Result<Outcome> {
+        let up = match self.lab.take() {
+            Some(lab) => lab,
+            None => bring_up_lab()?,
+        };
+        let lab = self.lab.insert(up);
+        announce(&suite.name);
+        let mut env = vec![("SMARTVM_TEST_SEED".to_owned(), self.seed.to_string())];
+        if self.full {
+            env.push(("SMARTVM_TEST_FULL".to_owned(), "1".to_owned()));
+        }
+        let timeout = if self.full { PATIENCE_IN_FULL } else { PATIENCE };
+        let options = TestOptions { timeout, env, arguments: self.filter.clone(), ..TestOptions::default() };
+        let program = TestProgram { name: suite.name.clone(), program: suite.program.clone() };
+        let mut output = Vec::new();
+        let run =
+            emulated::run_test(lab, &program, &options, &mut |_, bytes| output.extend_from_slice(bytes));
+        let run = run.map_err(lab::failure)?;
+        let output = String::from_utf8_lossy(&output).into_owned();
+        // A retried program printed twice; the second time counts.
+        let counted = if run.retried.is_some() {
+            String::from_utf8_lossy(&run.outcome.stdout).into_owned()
+        } else {
+            output.clone()
+        };
+        let exit = &run.outcome.exit;
+        self.left.extend(exit.survivors.iter().map(|process| format!("process {process} of {}", suite.name)));
+        let ended = match (exit.timed_out, run.outcome.success()) {
+            (true, _) => Ended::Killed,
+            (_, true) => Ended::Well,
+            (_, false) => Ended::Badly(format!("status {} in the lab", run.outcome.shell_status())),
+        };
+        let outcome = self.outcome(&suite.name, &counted, &ended, run.outcome.took);
+        if let Some(why) = run.retried {
+            println!("\ntest: {why}");
+            announce(&suite.name);
+        }
+        Ok(self.show(&suite.name, &output, outcome))
     }
 
     fn spawn(&self, program: &mut Command) -> Result<Child> {
@@ -129,18 +196,21 @@ impl Session {
             .map_err(|error| Failure::new(format!("cannot start `{}`", command::line(program))).cause(error))
     }
 
-    /// The exit status, or none when the program had to be killed.
-    fn wait(&self, mut child: Child) -> Result<Option<ExitStatus>> {
+    fn wait(&self, mut child: Child) -> Result<Ended> {
         let told = |error| Failure::new("cannot wait for a test program").cause(error);
         let patience = if self.full { PATIENCE_IN_FULL } else { PATIENCE };
         let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = child.try_wait().map_err(told)? {
-                return if command::interrupted() { Err(Failure::interrupted()) } else { Ok(Some(status)) };
+                return match status {
+                    _ if command::interrupted() => Err(Failure::interrupted()),
+                    status if status.success() => Ok(Ended::Well),
+                    status => Ok(Ended::Badly(status.to_string())),
+                };
             }
             if Instant::now() > deadline {
                 child.kill().and_then(|()| child.wait()).map_err(told)?;
-                return Ok(None);
+                return Ok(Ended::Killed);
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -176,6 +246,20 @@ impl Session {
         self.left.extend(entries(self.scratch.path()));
         (self.failures, self.left)
     }
+}
+
+/// Begins the line that [`Session::show`] ends.
+fn announce(name: &str) {
+    print!("test: {name} … ");
+    // A terminal that went away is no reason to stop.
+    let _ = std::io::stdout().flush();
+}
+
+fn bring_up_lab() -> Result<Lab> {
+    println!("test: bringing up the lab (seconds; minutes the first time, when it is built)");
+    let lab = lab::up(false)?;
+    lab.push_workspace_build().map_err(lab::failure)?;
+    Ok(lab)
 }
 
 fn entries(folder: &Path) -> Vec<String> {
