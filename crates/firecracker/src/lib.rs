@@ -8,12 +8,14 @@
 //! * [`api`]: every request and answer, in Firecracker's field names
 //! * [`error`]: what can go wrong with a request
 //! * [`client`]: one connection to one VMM
+//! * [`first_answer`]: the first `GET /` of a start, without an async runtime
 //! * [`socket`]: connecting without blocking, whatever the length of the path
 
 pub mod api;
 pub mod capability;
 pub mod client;
 pub mod error;
+pub mod first_answer;
 pub mod socket;
 pub mod version;
 

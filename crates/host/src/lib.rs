@@ -22,6 +22,7 @@ pub mod launch;
 pub mod lock;
 pub mod output;
 pub mod process;
+mod readiness;
 pub mod socket_path;
 mod spawner;
 pub mod vmm;

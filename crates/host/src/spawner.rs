@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::ffi::{CString, OsStr};
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
+use smartvm_firecracker::api::InstanceInfo;
+use smartvm_firecracker::first_answer::FirstAnswer;
 use smartvm_firecracker::socket;
 use tokio::sync::oneshot;
 
@@ -33,8 +35,9 @@ use crate::watcher::{Child, Pipes, Watcher};
 /// How long a spawning thread waits for the socket itself. Firecracker needs about 1 ms; a slower one is left to
 /// its own task, which polls more rarely, so that it holds up no other start.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Between two tries to connect.
-const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
+/// Between two tries to connect: a tenth of the wait so far within these bounds, so that a start among many, which
+/// takes longer, costs no more tries.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(1));
 /// The number under which a child finds the directory of a socket whose path is too long.
 const DIRECTORY_FD: &str = "/proc/self/fd/3";
 
@@ -70,7 +73,18 @@ pub(crate) struct Started {
     pub(crate) owned: Owned,
     pub(crate) console_input: Option<OwnedFd>,
     /// `None`: not yet connected, the child may also have ended.
-    pub(crate) stream: Option<UnixStream>,
+    pub(crate) connected: Option<Connected>,
+}
+
+/// A connection to a child on which `GET /` was sent.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) stream: UnixStream,
+    pub(crate) first: FirstAnswer,
+    /// When it connected.
+    pub(crate) at: Instant,
+    /// The answer and when it came, if it has.
+    pub(crate) answer: Option<(InstanceInfo, Instant)>,
 }
 
 /// What a spawning thread is asked for.
@@ -191,8 +205,12 @@ fn spawn_vmm(launch: &Launch, stack: &mut ChildStack) -> Result<Started, SpawnEr
     let own_socket = OwnSocket::expected_at(api_sock.clone());
     let child = Arc::new(Child::new(pid, pidfd, running, launch.keep_output, Some(own_socket)));
     let owned = watched(&watcher, child, pipes, launch.lifetime != Lifetime::WithOwner)?;
-    let stream = connect_soon(&owned.child, &api_sock)?;
-    Ok(Started { owned, console_input, stream })
+    let mut connected = connect_soon(&owned.child, &api_sock)?;
+    // With a config file the VM is built first, which is not worth waiting for here.
+    if let (Some(connected), None) = (&mut connected, &launch.config_file) {
+        answer_soon(&owned.child, connected);
+    }
+    Ok(Started { owned, console_input, connected })
 }
 
 fn spawn_program(argv: Vec<CString>, stack: &mut ChildStack) -> Result<Started, SpawnError> {
@@ -211,7 +229,7 @@ fn spawn_program(argv: Vec<CString>, stack: &mut ChildStack) -> Result<Started, 
     drop((stdin, stdout, stderr));
     let child = Arc::new(Child::new(pid, pidfd, running, 64 * 1024, None));
     let owned = watched(&watcher, child, pipes, false)?;
-    Ok(Started { owned, console_input: None, stream: None })
+    Ok(Started { owned, console_input: None, connected: None })
 }
 
 fn watched(watcher: &Watcher, child: Arc<Child>, pipes: Pipes, detached: bool) -> Result<Owned, SpawnError> {
@@ -302,37 +320,52 @@ fn nonblocking(fd: &OwnedFd) -> Result<(), SpawnError> {
 }
 
 /// Tries to connect until it works, the child ends or the patience does.
-fn connect_soon(child: &Child, api_sock: &Path) -> Result<Option<UnixStream>, SpawnError> {
+fn connect_soon(child: &Child, api_sock: &Path) -> Result<Option<Connected>, SpawnError> {
     loop {
-        if let Some(stream) = try_connect(child, api_sock)? {
-            return Ok(Some(stream));
+        if let Some(connected) = try_connect(child, api_sock)? {
+            return Ok(Some(connected));
         }
-        if child.running.elapsed() > PATIENCE || exits_within(child, &PAUSE) {
+        let waited = child.running.elapsed();
+        let pause = (waited / 10).clamp(PAUSES.0, PAUSES.1);
+        let mut exit = [PollFd::new(child.pidfd(), PollFlags::IN)];
+        if waited > PATIENCE || wait(&mut exit, pause) {
             return Ok(None);
         }
     }
-}
-
-/// Sleeps on the pidfd: ends at once when the child does.
-fn exits_within(child: &Child, pause: &Timespec) -> bool {
-    let mut pidfd = [PollFd::new(child.pidfd(), PollFlags::IN)];
-    matches!(poll(&mut pidfd, Some(pause)), Ok(1..))
 }
 
 /// One try. `None` while nobody listens.
 ///
 /// The socket file is there before Firecracker listens, so only a connection counts; and only one to our own child:
 /// another process may have taken the path meanwhile.
-pub(crate) fn try_connect(child: &Child, api_sock: &Path) -> Result<Option<UnixStream>, SpawnError> {
+pub(crate) fn try_connect(child: &Child, api_sock: &Path) -> Result<Option<Connected>, SpawnError> {
     let Ok(stream) = socket::connect(api_sock) else { return Ok(None) };
     match listener_pid(&stream) {
         Some(pid) if pid != child.pid.as_raw_pid() => {
             child.disown_socket();
-            Err(SpawnError::SocketInUse { path: api_sock.to_owned(), pid: Some(pid) })
+            return Err(SpawnError::SocketInUse { path: api_sock.to_owned(), pid: Some(pid) });
         }
-        _ => {
-            child.socket_confirmed();
-            Ok(Some(stream))
-        }
+        _ => child.socket_confirmed(),
     }
+    // A child that has just ended is found out by whoever waits for it.
+    let Ok(first) = FirstAnswer::ask(&stream) else { return Ok(None) };
+    Ok(Some(Connected { stream, first, at: Instant::now(), answer: None }))
+}
+
+/// Waits a moment for the answer. What is wrong with it shows again when the caller looks.
+fn answer_soon(child: &Child, connected: &mut Connected) {
+    const PATIENCE: Duration = Duration::from_millis(5);
+    let mut events =
+        [PollFd::new(&connected.stream, PollFlags::IN), PollFd::new(child.pidfd(), PollFlags::IN)];
+    if wait(&mut events, PATIENCE)
+        && let Ok(Some(info)) = connected.first.receive(|into| (&connected.stream).read(into))
+    {
+        connected.answer = Some((info, Instant::now()));
+    }
+}
+
+/// Sleeps until one of the descriptors is ready (`true`) or the time is over.
+fn wait(descriptors: &mut [PollFd<'_>], time: Duration) -> bool {
+    let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
+    matches!(poll(descriptors, Some(&time)), Ok(1..))
 }

@@ -9,22 +9,23 @@
 //! the async runtime.
 
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use smartvm_firecracker::Client;
 use smartvm_firecracker::api::InstanceInfo;
 use smartvm_firecracker::client::Verb;
-use tokio::time::{Instant as Deadline, sleep, timeout, timeout_at};
+use smartvm_firecracker::{ApiError, Client};
+use tokio::time::{Instant as Deadline, timeout_at};
 
 use crate::error::{SpawnError, StopError};
-use crate::launch::{Launch, Readiness};
+use crate::launch::Launch;
 use crate::output::Output;
 use crate::process::{Exit, ProcessId};
-use crate::spawner::{Owned, Started, start_vmm, try_connect};
+use crate::readiness::{end, ready};
+use crate::spawner::{Owned, Started, start_vmm};
 
 /// A running Firecracker whose API answered.
 ///
@@ -142,9 +143,6 @@ impl Ladder {
     }
 }
 
-/// How many of the VMM's last lines an error carries.
-const LAST_WORDS: usize = 20;
-
 impl Vmm {
     /// Starts a VMM and waits until its API answers.
     ///
@@ -191,7 +189,7 @@ impl Vmm {
     ///
     /// # Errors
     /// When /proc cannot be read.
-    pub fn process_id(&self) -> std::io::Result<Option<ProcessId>> {
+    pub fn process_id(&self) -> io::Result<Option<ProcessId>> {
         // Our child keeps its pid until it is reaped, so this cannot be somebody else.
         if self.is_running() { ProcessId::of(self.pid()) } else { Ok(None) }
     }
@@ -297,90 +295,7 @@ impl Vmm {
     }
 }
 
-struct Ready {
-    client: Client,
-    info: InstanceInfo,
-    socket: Instant,
-    api: Instant,
-}
-
-async fn ready(started: &mut Started, api_sock: &Path, limits: Readiness) -> Result<Ready, SpawnError> {
-    let child = &started.owned.child;
-    let last_words = || child.diagnostics.last_lines(LAST_WORDS);
-    let stream = match started.stream.take() {
-        Some(stream) => stream,
-        None => connect_late(&started.owned, api_sock, limits.socket).await?,
-    };
-    let socket = Instant::now();
-    let client = Client::from_stream(api_sock.to_owned(), stream)
-        .map_err(|source| SpawnError::host("use the connection to the API", source))?;
-    let patient = client.with_deadline(None);
-    tokio::select! {
-        biased;
-        ended = child.wait() => Err(exited(&started.owned, ended.exit)),
-        answer = timeout(limits.api, patient.describe_instance()) => match answer {
-            Ok(Ok(info)) => Ok(Ready { client, info, socket, api: Instant::now() }),
-            Ok(Err(source)) => Err(broken(&started.owned, source).await),
-            Err(_) => Err(SpawnError::ApiTimeout {
-                path: api_sock.to_owned(),
-                within: limits.api,
-                last_words: last_words(),
-            }),
-        },
-    }
-}
-
-/// For a VMM that did not listen within the spawning thread's patience.
-async fn connect_late(owned: &Owned, api_sock: &Path, limit: Duration) -> Result<UnixStream, SpawnError> {
-    let child = &owned.child;
-    let until = Deadline::from_std(child.running) + limit;
-    loop {
-        tokio::select! {
-            biased;
-            ended = child.wait() => return Err(exited(owned, ended.exit)),
-            () = sleep(Duration::from_millis(2)) => {}
-        }
-        if let Some(stream) = try_connect(child, api_sock)? {
-            return Ok(stream);
-        }
-        if Deadline::now() >= until {
-            return Err(SpawnError::SocketTimeout {
-                path: api_sock.to_owned(),
-                within: limit,
-                last_words: child.diagnostics.last_lines(LAST_WORDS),
-            });
-        }
-    }
-}
-
-fn exited(owned: &Owned, exit: Exit) -> SpawnError {
-    let child = &owned.child;
-    let mut last_words = child.diagnostics.last_lines(LAST_WORDS);
-    if last_words.is_empty() {
-        last_words = child.console.last_lines(LAST_WORDS);
-    }
-    SpawnError::ProcessExited { exit, last_words }
-}
-
-/// A connection that broke is most often the VMM's end: its exit says more than the broken connection.
-async fn broken(owned: &Owned, source: smartvm_firecracker::ApiError) -> SpawnError {
-    match timeout(Duration::from_millis(500), owned.child.wait()).await {
-        Ok(ended) => exited(owned, ended.exit),
-        Err(_) => SpawnError::Api { source, last_words: owned.child.diagnostics.last_lines(LAST_WORDS) },
-    }
-}
-
-/// Ends a VMM that did not become ready.
-async fn end(owned: &Owned) {
-    owned.child.note(Rung::Kill);
-    owned.child.signal(Signal::KILL);
-    // Only a process that the kernel cannot end yet takes longer; the watcher will see it all the same.
-    if timeout(Duration::from_secs(5), owned.child.wait()).await.is_err() {
-        tracing::warn!(pid = owned.child.pid.as_raw_pid(), "the killed VMM has not ended yet");
-    }
-}
-
-async fn send_ctrl_alt_del(api: &Client, patience: Duration) -> Result<(), smartvm_firecracker::ApiError> {
+async fn send_ctrl_alt_del(api: &Client, patience: Duration) -> Result<(), ApiError> {
     let body = r#"{"action_type":"SendCtrlAltDel"}"#.into();
     let answer = api.with_deadline(Some(patience)).raw(Verb::Put, "/actions", Some(body)).await?;
     answer.success(Verb::Put, "/actions").map(drop)
