@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -48,12 +48,27 @@ pub(crate) fn try_guests(binaries: &Binaries) -> Result<Kvm> {
     if let Err(why) = try_tiny_guest(binaries) {
         return Ok(Kvm::Unusable(why));
     }
+    let verdict = verdict_of_this_boot();
+    if let Some(why) = verdict.as_ref().and_then(|path| fs::read_to_string(path).ok()) {
+        return Ok(Kvm::BareMetal(why));
+    }
     let assets = guest::assets(&Cache::open()).map_err(lab::failure)?;
     let config = assets.config("poweroff");
-    Ok(match try_guest(binaries, &config, guest::REACHED, PATIENCE_FOR_LINUX) {
-        Ok(()) => Kvm::Full,
-        Err(why) => Kvm::BareMetal(why),
-    })
+    let Err(why) = try_guest(binaries, &config, guest::REACHED, PATIENCE_FOR_LINUX) else {
+        return Ok(Kvm::Full);
+    };
+    if let Some(path) = verdict {
+        // Without it, the next trial only takes its time again.
+        let _ = fs::write(path, &why);
+    }
+    Ok(Kvm::BareMetal(why))
+}
+
+/// Where it is noted that Linux does not run here, since finding out takes the whole patience. Another boot
+/// may be another kernel.
+fn verdict_of_this_boot() -> Option<PathBuf> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(smartvm_lab::dev_cache().join(format!("no-linux-guests-{}", boot.trim())))
 }
 
 fn try_tiny_guest(binaries: &Binaries) -> std::result::Result<(), String> {
@@ -97,8 +112,9 @@ fn try_guest(
         return Ok(());
     }
     let log = fs::read_to_string(&log).unwrap_or_default();
-    let last = [log.as_str(), said.as_str()].iter().filter_map(|text| text.trim().lines().last()).next_back();
-    Err(last.unwrap_or("the guest and Firecracker said nothing").to_owned())
+    let error = log.lines().rfind(|line| line.to_ascii_lowercase().contains("error"));
+    let last = said.trim().lines().last().or(error).map(|line| format!("last words: {line}"));
+    Err(last.unwrap_or_else(|| format!("no word from the guest within {} s", patience.as_secs())))
 }
 
 /// What the program wrote until the text was in it, it ended or its time was over; then it is killed.
