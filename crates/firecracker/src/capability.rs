@@ -55,6 +55,8 @@ table! {
     MMDS_IMDS_COMPAT: "`imds_compat` in PUT /mmds/config", (1, 13, 0);
     /// The flag `--enable-pci`.
     FLAG_ENABLE_PCI: "the flag `--enable-pci`", (1, 13, 0);
+    /// A CPU template written into the config file, not named by its path.
+    CONFIG_INLINE_CPU_TEMPLATE: "a CPU template inside the config file", (1, 13, 0);
     /// Persistent-memory devices.
     PMEM: "PUT /pmem/{id}", (1, 14, 0);
     /// Memory that is added while the guest runs.

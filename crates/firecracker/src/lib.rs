@@ -6,6 +6,7 @@
 //! * [`version`]: version numbers
 //! * [`capability`]: what each version can do, in one table
 //! * [`api`]: every request and answer, in Firecracker's field names
+//! * [`config_file`]: the same as one file
 //! * [`error`]: what can go wrong with a request
 //! * [`client`]: one connection to one VMM
 //! * [`first_answer`]: the first `GET /` of a start, without an async runtime
@@ -14,11 +15,13 @@
 pub mod api;
 pub mod capability;
 pub mod client;
+pub mod config_file;
 pub mod error;
 pub mod first_answer;
 pub mod socket;
 pub mod version;
 
 pub use client::Client;
+pub use config_file::{ConfigError, ConfigFile, VmConfig};
 pub use error::ApiError;
 pub use version::Version;

@@ -23,7 +23,7 @@ mod limits;
 mod machine;
 mod mmds;
 mod observe;
-mod open;
+pub(crate) mod open;
 mod snapshot;
 
 pub use balloon::{
@@ -47,6 +47,7 @@ pub use machine::{CpuTemplate, HugePages, MachineConfiguration, MachineConfigura
 pub use mmds::{MmdsConfig, MmdsContents, MmdsVersion};
 pub use observe::{LogLevel, Logger, Metrics};
 pub use open::Extra;
+pub(crate) use open::open_struct;
 pub use snapshot::{
     BackendType, LoadHugePages, MemoryBackend, NetworkOverride, SnapshotCreateParams, SnapshotLoadParams,
     SnapshotType, VsockOverride,

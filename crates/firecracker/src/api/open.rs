@@ -9,12 +9,13 @@ pub type Extra = Map<String, Value>;
 ///
 /// Like serde's derive it takes an object or an array of the fields in order, and refuses a field that
 /// comes twice; unlike it, what is unknown is kept in `extra`. (`#[serde(flatten)]` would lose the array
-/// form and the place of an error.) Fields that are `None` are not written.
+/// form and the place of an error.) Fields that are `None` are not written. `as "key"` gives a field another
+/// name in JSON; `(or value)` makes it optional, and not written when it has that value.
 macro_rules! open_struct {
     (
         $(#[$meta:meta])*
         pub struct $Name:ident {
-            $($(#[$field_meta:meta])* $field:ident: $Type:ty,)*
+            $($(#[$field_meta:meta])* $field:ident $(as $key:literal)? $((or $default:expr))?: $Type:ty,)*
         }
     ) => {
         $(#[$meta])*
@@ -30,8 +31,8 @@ macro_rules! open_struct {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 use serde::ser::SerializeMap;
                 let mut map = serializer.serialize_map(None)?;
-                $(if !$crate::api::open::Skip::skip(&self.$field) {
-                    map.serialize_entry(stringify!($field), &self.$field)?;
+                $(if !($crate::api::open::Skip::skip(&self.$field) $(|| self.$field == $default)?) {
+                    map.serialize_entry($crate::api::open::key!($field $($key)?), &self.$field)?;
                 })*
                 for (key, value) in &self.extra {
                     map.serialize_entry(key, value)?;
@@ -42,6 +43,7 @@ macro_rules! open_struct {
 
         impl<'de> serde::Deserialize<'de> for $Name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                use $crate::api::open::{key, present};
                 struct Reader;
 
                 impl<'de> serde::de::Visitor<'de> for Reader {
@@ -56,9 +58,10 @@ macro_rules! open_struct {
                         let mut extra = $crate::api::Extra::new();
                         while let Some(key) = map.next_key::<String>()? {
                             match key.as_str() {
-                                $(stringify!($field) => {
+                                $(key!($field $($key)?) => {
                                     if $field.is_some() {
-                                        return Err(serde::de::Error::duplicate_field(stringify!($field)));
+                                        let key = key!($field $($key)?);
+                                        return Err(serde::de::Error::duplicate_field(key));
                                     }
                                     $field = Some(map.next_value()?);
                                 })*
@@ -67,17 +70,15 @@ macro_rules! open_struct {
                                 }
                             }
                         }
-                        Ok($Name {
-                            $($field: $crate::api::open::present($field, stringify!($field))?,)*
-                            extra,
-                        })
+                        $(let $field = $field$(.or(Some($default)))?;)*
+                        Ok($Name { $($field: present($field, key!($field $($key)?))?,)* extra })
                     }
 
                     fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<$Name, A::Error> {
-                        Ok($Name {
-                            $($field: $crate::api::open::present(seq.next_element()?, stringify!($field))?,)*
-                            extra: $crate::api::Extra::new(),
-                        })
+                        $(let $field: Option<$Type> = seq.next_element()?;
+                        let $field = $field$(.or(Some($default)))?;)*
+                        let extra = $crate::api::Extra::new();
+                        Ok($Name { $($field: present($field, key!($field $($key)?))?,)* extra })
                     }
                 }
 
@@ -87,6 +88,17 @@ macro_rules! open_struct {
     };
 }
 pub(crate) use open_struct;
+
+/// A field's name in JSON.
+macro_rules! key {
+    ($field:ident) => {
+        stringify!($field)
+    };
+    ($field:ident $key:literal) => {
+        $key
+    };
+}
+pub(crate) use key;
 
 /// The value of a field, or what its absence means: `None` for an `Option`, an error for all else.
 pub(crate) fn present<'de, T: serde::Deserialize<'de>, E: serde::de::Error>(
@@ -117,6 +129,7 @@ impl Skip for String {}
 impl Skip for u64 {}
 impl Skip for u32 {}
 impl Skip for super::CpuidRegister {}
+impl Skip for super::BootSource {}
 
 #[cfg(test)]
 pub(crate) fn any_extra() -> impl proptest::strategy::Strategy<Value = Extra> {
