@@ -41,7 +41,7 @@ impl Parts {
     /// When the packages cannot be had or unpacked.
     pub fn fetch(cache: &Cache) -> Result<Self> {
         let key = Key::of([SUITE, PARTS, RECIPE].map(str::as_bytes));
-        let dir = cache.entry("parts", &key, 1, build_parts)?;
+        let dir = cache.entry("parts", &key, 2, build_parts)?;
         let kernel = kernel_version(&dir)?;
         Ok(Self { dir, kernel })
     }
@@ -137,7 +137,7 @@ fn build_parts(dir: &Path) -> Result<()> {
 /// When the packages cannot be had or installed.
 pub fn root_image(cache: &Cache, parts: &Parts) -> Result<PathBuf> {
     let key = Key::of([SUITE, ROOT, ROOT_SIZE, RECIPE, parts.kernel()].map(str::as_bytes));
-    let dir = cache.entry("root", &key, 1, |dir| build_root(dir, parts))?;
+    let dir = cache.entry("root", &key, 2, |dir| build_root(dir, parts))?;
     Ok(dir.join("root.ext4"))
 }
 

@@ -197,10 +197,10 @@ impl Lab {
         }
         let life = if options.keep.is_some() { Life::UntilIdle } else { Life::WithUs };
         let begun = Instant::now();
-        let up = if options.fresh { None } else { plan.resume(instance.dir(), life, &log) };
+        let up = if options.fresh { None } else { plan.resume(&instance, life, &log) };
         let up = match up {
             Some(up) => up,
-            None => plan.boot(instance.dir(), life)?,
+            None => plan.boot(&instance, life)?,
         };
         log.note(&format!("{:?} in {:.2} s", up.2, begun.elapsed().as_secs_f64()));
         let mut record = Record { key: plan.key.to_string(), ..Record::default() };
@@ -217,16 +217,19 @@ impl Lab {
         options: &Options,
         console_from: u64,
     ) -> Result<Self> {
-        if let Err(fault) = client.lease(random_token()?, options.keep.unwrap_or(DEFAULT_IDLE)) {
+        let leased = client.lease(random_token()?, options.keep.unwrap_or(DEFAULT_IDLE)).and_then(|()| {
+            record.pid = qemu.pid();
+            record.started = qemu.started();
+            record.port = client.port;
+            record.token.clone_from(&client.token);
+            instance.store(&record)
+        });
+        if let Err(fault) = leased {
+            let words = qemu.last_words();
             qemu.kill();
             instance.forget();
-            return Err(fault.with_last_words(&qemu.last_words()));
+            return Err(fault.with_last_words(&words));
         }
-        record.pid = qemu.pid();
-        record.started = qemu.started();
-        record.port = client.port;
-        record.token = client.token.clone();
-        instance.store(&record)?;
         Ok(Self {
             instance,
             qemu,

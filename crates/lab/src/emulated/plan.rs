@@ -1,6 +1,7 @@
 //! What a lab is made from, and the ways to bring one up: boot, or boot once, save and resume.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -61,22 +62,27 @@ impl Plan {
         let machine = Machine { parts, initrd: boot.join("initrd"), root };
         let mut pieces = machine.parts.qemu();
         pieces.extend(machine.arguments(""));
+        // An image that was built anew has the same name and another layout.
+        pieces.extend([&machine.root, &machine.initrd, &machine.parts.vmlinuz()].map(|file| identity(file)));
         pieces.extend(baseline.iter().map(|(from, _)| identity(from)));
         let key = Key::of(pieces.iter().map(String::as_bytes));
         Ok(Self { cache: cache.clone(), machine, baseline, key, interrupted })
     }
 
     /// Starts QEMU and waits for the agent, which wants to hear `token`.
-    fn start(
-        &self,
-        dir: &Path,
-        tokens: Tokens<'_>,
-        incoming: Option<&str>,
-        life: Life,
-    ) -> Result<(Qemu, Client)> {
+    fn start(&self, home: Home<'_>, tokens: Tokens<'_>, incoming: Option<&str>) -> Result<(Qemu, Client)> {
         let deadline = Instant::now() + if incoming.is_some() { RESUME } else { BOOT };
+        let (dir, life) = match home {
+            Home::Worktree(instance, life) => (instance.dir(), life),
+            Home::Cache(dir) => (dir, Life::WithUs),
+        };
         let mut qemu = self.machine.start(dir, tokens.boot, incoming, life)?;
         let ready = (|| {
+            if let Home::Worktree(instance, _) = home {
+                // Written down before anything else, so that whatever becomes of us, the next one finds it.
+                let (pid, started) = (qemu.pid(), qemu.started());
+                instance.store(&Record { pid, started, ..Record::default() })?;
+            }
             let mut control = qemu.control(deadline)?;
             let port = control.agent_port()?;
             if incoming.is_some() {
@@ -91,16 +97,19 @@ impl Plan {
             Err(fault) => {
                 let words = qemu.last_words();
                 qemu.kill();
+                if let Home::Worktree(instance, _) = home {
+                    instance.forget();
+                }
                 Err(Fault::with_last_words(fault, &words))
             }
         }
     }
 
-    pub(super) fn boot(&self, dir: &Path, life: Life) -> Result<Up> {
+    pub(super) fn boot(&self, instance: &Instance, life: Life) -> Result<Up> {
         progress("booting the emulated host");
         let token = random_token()?;
         let tokens = Tokens { boot: &token, now: &token };
-        let (mut qemu, client) = self.start(dir, tokens, None, life)?;
+        let (mut qemu, client) = self.start(Home::Worktree(instance, life), tokens, None)?;
         match self.baseline.iter().try_for_each(|(from, to)| client.push(from, to)) {
             Ok(()) => Ok((qemu, client, Origin::Booted)),
             Err(fault) => {
@@ -112,21 +121,23 @@ impl Plan {
 
     /// Resumes from the saved state, made now if there is none. `None` when that does not work, which is not
     /// the end: booting may.
-    pub(super) fn resume(&self, dir: &Path, life: Life, log: &RunLog) -> Option<Up> {
+    pub(super) fn resume(&self, instance: &Instance, life: Life, log: &RunLog) -> Option<Up> {
         let attempt = || -> Result<Up> {
             let saved = self.cache.entry("saved", &self.key, 3, |dir| self.save(dir))?;
             let token = saved.join("token");
             let token = fs::read_to_string(&token).at("cannot read", &token)?;
             let (boot_token, token) = token.split_once(' ').unwrap_or_default();
-            let link = dir.join(STATE);
+            let link = instance.dir().join(STATE);
             let _ = fs::remove_file(&link);
             std::os::unix::fs::symlink(saved.join(STATE), &link).at("cannot make", &link)?;
             let tokens = Tokens { boot: boot_token, now: token };
-            match self.start(dir, tokens, Some(&format!("exec:cat {STATE}")), life) {
+            match self.start(Home::Worktree(instance, life), tokens, Some(&format!("exec:cat {STATE}"))) {
                 Ok((qemu, client)) => Ok((qemu, client, Origin::Resumed)),
                 Err(fault) => {
                     // A state that does not come back once is not tried again.
-                    let _ = fs::remove_dir_all(&saved);
+                    if !(self.interrupted)() {
+                        let _ = fs::remove_dir_all(&saved);
+                    }
                     Err(fault)
                 }
             }
@@ -144,7 +155,9 @@ impl Plan {
         progress("booting the emulated host to save it (about 10 s, once)");
         let boot_token = random_token()?;
         let tokens = Tokens { boot: &boot_token, now: &boot_token };
-        let (mut qemu, mut client) = self.start(dir, tokens, None, Life::WithUs)?;
+        // All memory of the machine, tokens included.
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).at("cannot protect", dir)?;
+        let (mut qemu, mut client) = self.start(Home::Cache(dir), tokens, None)?;
         let saved = (|| {
             self.baseline.iter().try_for_each(|(from, to)| client.push(from, to))?;
             // The first token stood on QEMU's command line, where everyone can read it.
@@ -157,6 +170,15 @@ impl Plan {
         let token = dir.join("token");
         write_private(&token, &format!("{boot_token} {}", client.token))
     }
+}
+
+/// Where a QEMU has its files.
+#[derive(Clone, Copy)]
+enum Home<'a> {
+    /// The worktree's lab.
+    Worktree(&'a Instance, Life),
+    /// An entry of the cache that is being made.
+    Cache(&'a Path),
 }
 
 /// The name of a saved state's file.
