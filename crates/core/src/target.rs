@@ -6,6 +6,12 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FirecrackerVersion(pub u32, pub u32, pub u32);
 
+impl From<(u32, u32, u32)> for FirecrackerVersion {
+    fn from((major, minor, patch): (u32, u32, u32)) -> Self {
+        Self(major, minor, patch)
+    }
+}
+
 impl fmt::Display for FirecrackerVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}", self.0, self.1, self.2)

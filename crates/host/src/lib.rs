@@ -9,6 +9,7 @@
 //! * [`output`]: a VMM's output as bounded rings with readers that cannot block it
 //! * [`socket_path`]: whose socket is this
 //! * [`process`]: identity of a process beyond its pid
+//! * [`checks`]: what of a spec cannot work on this host
 //! * [`lock`]: advisory file locks with a named purpose
 //!
 //! Inside: `clone` makes the child without forking a large parent, `spawner` are the long-lived threads
@@ -16,6 +17,7 @@
 //! output and reaps all exits, independent of any async runtime.
 
 pub mod binary;
+pub mod checks;
 mod clone;
 pub mod error;
 pub mod launch;
