@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use crate::failure::Result;
 
 /// What `cargo xtask leaks` was asked.
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub(crate) struct Arguments {
     /// Remove what was found.
     #[arg(long)]

@@ -7,6 +7,7 @@
 mod bench;
 mod check;
 mod command;
+mod demo;
 mod failure;
 mod kvm;
 mod lab;
@@ -30,6 +31,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Boot Debian's stock kernel under real Firecracker, show when what happened, stop it.
+    Demo,
     /// Find or install what the other commands need; they do this themselves.
     Setup,
     /// Run every test where it can run: on this machine's KVM or in the lab.
@@ -46,6 +49,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let ended = command::watch_for_interrupts().and_then(|()| match Arguments::parse().command {
+        Task::Demo => demo::run(),
         Task::Setup => setup::command(),
         Task::Test(arguments) => test::run(arguments),
         Task::Leaks(arguments) => leaks::run(&arguments),
