@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::explain::{Code, Explain, Happened};
+
 /// One finding about one field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
@@ -69,6 +71,47 @@ impl fmt::Display for Severity {
             Self::Warning => "warning",
             Self::Error => "error",
         })
+    }
+}
+
+/// A spec that cannot work, with all that is wrong with it: at least one error, warnings among them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the machine cannot work: {}", summary(.problems))]
+pub struct InvalidSpec {
+    /// All problems, in the order of the config file's sections.
+    pub problems: Vec<Problem>,
+}
+
+impl InvalidSpec {
+    /// The problems again when all are warnings.
+    ///
+    /// # Errors
+    /// [`InvalidSpec`] when there is an error among them.
+    pub fn unless_only_warnings(problems: Vec<Problem>) -> Result<Vec<Problem>, Self> {
+        if problems.iter().any(Problem::is_error) { Err(Self { problems }) } else { Ok(problems) }
+    }
+}
+
+fn summary(problems: &[Problem]) -> String {
+    let mut errors = problems.iter().filter(|problem| problem.is_error());
+    match (errors.next(), errors.count()) {
+        (Some(first), 0) => first.to_string(),
+        (Some(first), more) => format!("{first} (and {more} more)"),
+        (None, _) => "no error is known".to_owned(),
+    }
+}
+
+impl Explain for InvalidSpec {
+    fn code(&self) -> Code {
+        Code::InvalidConfig
+    }
+
+    fn hint(&self) -> Option<String> {
+        self.problems.iter().find(|problem| problem.is_error()).map(|problem| problem.hint.clone())
+    }
+
+    fn happened(&self) -> Happened {
+        Happened::NeverStarted
     }
 }
 
@@ -241,6 +284,17 @@ mod tests {
             });
             assert_eq!(code.as_str(), words);
         }
+    }
+
+    #[test]
+    fn an_invalid_spec_tells_its_first_error_and_how_many_follow() {
+        let warning = Problem::warning(ProblemCode::NoRootDevice, "drives", "no root", "add one");
+        let error = |path: &str| Problem::error(ProblemCode::BadMac, path, "no MAC", "write one");
+        assert_eq!(InvalidSpec::unless_only_warnings(vec![warning.clone()]), Ok(vec![warning.clone()]));
+        let invalid = InvalidSpec::unless_only_warnings(vec![warning, error("a"), error("b")]).unwrap_err();
+        assert_eq!(invalid.to_string(), "the machine cannot work: a: no MAC (and 1 more)");
+        assert_eq!(invalid.hint().as_deref(), Some("write one"));
+        assert_eq!(invalid.code().as_str(), "INVALID_CONFIG");
     }
 
     #[test]

@@ -4,14 +4,16 @@
 //! `Problem` (`drives[0].path_on_host`, `machine-config.vcpu_count`) is the
 //! path in the user's JSON. It holds what checks and plans look at; the crate `smartvm-firecracker` has
 //! the full types of every request, and refuses unknown fields and wrong types with line and column.
-//! Reading a spec ignores fields it does not know.
+//! Reading a spec ignores fields it does not know, so `smartvm_firecracker::config_file::VmConfig` becomes one
+//! by way of `serde_json::Value`.
 //!
 //! Numbers are `u64` on purpose, wider than Firecracker's own: a value out of range is then a problem
 //! with a code and a path, found together with all others, instead of a parse error.
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 /// The whole machine, as in the file given to `firecracker --config-file`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,16 +22,16 @@ pub struct MachineSpec {
     /// Kernel, initrd and boot arguments.
     pub boot_source: BootSource,
     /// vCPUs and memory; Firecracker's defaults when absent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub machine_config: MachineConfig,
-    /// A file with a custom CPU template.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// A file with a custom CPU template. A template within the config file (Firecracker 1.13) is not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "path_only")]
     pub cpu_config: Option<PathBuf>,
     /// Block devices, in the order in which the guest sees them (the root device goes first).
     #[serde(default)]
     pub drives: Vec<Drive>,
     /// Persistent-memory devices (Firecracker 1.14).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub pmem: Vec<Pmem>,
     /// Network interfaces, in the guest's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -320,6 +322,20 @@ pub struct Metrics {
     pub metrics_path: PathBuf,
 }
 
+/// Firecracker takes `null` for a whole section that is not there.
+fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn path_only<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(value.as_str().map(PathBuf::from))
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }
@@ -361,5 +377,14 @@ mod tests {
             serde_json::from_str(r#"{"boot-source": {"kernel_image_path": "k"}}"#).unwrap();
         assert_eq!((spec.machine_config.vcpu_count, spec.machine_config.mem_size_mib), (1, 128));
         assert!(spec.drives.is_empty());
+    }
+
+    #[test]
+    fn null_sections_and_templates_in_the_file_are_taken() {
+        let text = r#"{"boot-source": {"kernel_image_path": "k", "boot_args": null}, "machine-config": null,
+            "balloon": null, "pmem": null, "cpu-config": {"msr_modifiers": []}}"#;
+        let spec: MachineSpec = serde_json::from_str(text).unwrap();
+        let boot_source = BootSource { kernel_image_path: "k".into(), ..BootSource::default() };
+        assert_eq!(spec, MachineSpec { boot_source, ..MachineSpec::default() });
     }
 }

@@ -293,3 +293,34 @@ fn all_problems_are_found_at_once() {
     use ProblemCode::*;
     assert_eq!(codes, [FileNotFound, FileNotFound, TapNotFound, FileNotFound]);
 }
+
+/// What the full types of the config file hold is what the checks look at.
+#[test]
+fn a_config_file_becomes_a_spec() {
+    let text = r#"{
+        "boot-source": {"kernel_image_path": "vmlinux", "initrd_path": null, "boot_args": "quiet"},
+        "machine-config": {"vcpu_count": 33, "mem_size_mib": 63, "huge_pages": "2M", "cpu_template": "T2"},
+        "drives": [{"drive_id": "r", "is_root_device": true, "path_on_host": "r.ext4", "io_engine": "Async",
+                    "rate_limiter": {"ops": {"size": 1, "refill_time": 0}}}],
+        "network-interfaces": [{"iface_id": "e", "host_dev_name": "tap0", "guest_mac": "06:00:00:00:00:01"}],
+        "vsock": {"guest_cid": 2, "uds_path": "v"},
+        "balloon": {"amount_mib": 64, "deflate_on_oom": true},
+        "mmds-config": {"network_interfaces": ["f"], "version": "V2"},
+        "logger": {"log_path": "log", "level": "Debug"}, "metrics": {"metrics_path": "metrics"}, "entropy": {}
+    }"#;
+    let config = smartvm_firecracker::config_file::VmConfig::parse(text).unwrap();
+    let spec: MachineSpec = serde_json::from_value(serde_json::to_value(&config).unwrap()).unwrap();
+    assert_eq!(spec, serde_json::from_str(text).unwrap());
+    let found: Vec<_> = smartvm_core::validate::validate_for(&spec, &TARGET).iter().map(|p| p.code).collect();
+    use ProblemCode::*;
+    let expected = [
+        VcpuCountOutOfRange,
+        MemSizeNotHugePages,
+        HugePagesWithBalloon,
+        RateLimiterWithoutEffect,
+        MmdsUnknownInterface,
+        GuestCidOutOfRange,
+        BalloonTooLarge,
+    ];
+    assert_eq!(found, expected);
+}
