@@ -27,6 +27,7 @@ pub mod process;
 mod readiness;
 pub mod socket_path;
 mod spawner;
+mod stuck;
 pub mod vmm;
 mod watcher;
 

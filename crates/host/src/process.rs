@@ -122,6 +122,9 @@ pub enum Exit {
     Status(i32),
     /// This signal ended it.
     Signal(i32),
+    /// Its guest had ended, but Firecracker hung on its way out and was killed: its own exit status is not known.
+    /// This happens to Firecracker 1.12.1 when an API request meets the guest's end.
+    HungAtExit,
     /// It ended, but somebody else in this process collected its status (a handler that waits for any child, or
     /// SIGCHLD ignored).
     Unknown,
@@ -142,6 +145,12 @@ impl Exit {
         }
     }
 
+    /// Whether this is the end of a guest that ended by itself: power off, reset, or a crash that Firecracker cannot
+    /// tell from them.
+    pub fn is_guests_end(self) -> bool {
+        matches!(self, Self::Status(0) | Self::HungAtExit)
+    }
+
     /// With Firecracker's own meaning of its exit status, where it has one.
     pub fn explained(self) -> String {
         match self {
@@ -149,7 +158,7 @@ impl Exit {
                 Some(meaning) => format!("{self} ({meaning})"),
                 None => self.to_string(),
             },
-            Self::Signal(_) | Self::Unknown => self.to_string(),
+            Self::Signal(_) | Self::HungAtExit | Self::Unknown => self.to_string(),
         }
     }
 }
@@ -162,6 +171,7 @@ impl fmt::Display for Exit {
                 Some(name) => write!(f, "killed by {name}"),
                 None => write!(f, "killed by signal {number}"),
             },
+            Self::HungAtExit => f.write_str("its guest ended, then Firecracker hung and was killed"),
             Self::Unknown => f.write_str("ended, its status was collected by somebody else"),
         }
     }

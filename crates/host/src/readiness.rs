@@ -15,53 +15,105 @@ use crate::error::SpawnError;
 use crate::launch::Readiness;
 use crate::process::Exit;
 use crate::spawner::{Connected, Owned, Started, try_connect};
+use crate::stuck::hangs_at_exit;
 use crate::vmm::Rung;
+use crate::watcher::Child;
 
 /// How many of the VMM's last lines an error carries.
 const LAST_WORDS: usize = 20;
 
-/// A VMM whose API answered.
+/// A VMM whose API answered, or whose guest was faster.
 pub(crate) struct Ready {
     pub(crate) client: Client,
-    pub(crate) info: InstanceInfo,
     /// When it connected.
-    pub(crate) socket: Instant,
-    /// When it answered.
-    pub(crate) api: Instant,
+    pub(crate) socket: Option<Instant>,
+    /// What the API answered and when.
+    pub(crate) answer: Option<(InstanceInfo, Instant)>,
 }
 
-/// Waits for what the spawning thread did not wait for.
+/// Waits for what the spawning thread did not wait for. A guest that `boots` at once and ends in order before the API
+/// has answered is no failure.
 pub(crate) async fn ready(
     started: &mut Started,
     api_sock: &Path,
     limits: Readiness,
+    boots: bool,
 ) -> Result<Ready, SpawnError> {
+    let mut socket = None;
+    let stopped = match waited(started, api_sock, limits, &mut socket).await {
+        Ok((stream, info, at)) => {
+            let client = Client::from_stream(api_sock.to_owned(), stream)
+                .map_err(|source| SpawnError::host("use the connection to the API", source))?
+                .with_version(info.vmm_version.clone());
+            return Ok(Ready { client, socket, answer: Some((info, at)) });
+        }
+        Err(stopped) => stopped,
+    };
+    match stopped {
+        Stopped::Exited(exit) if boots && exit.is_guests_end() => {
+            Ok(Ready { client: Client::new(api_sock.to_owned()), socket, answer: None })
+        }
+        Stopped::Exited(exit) => Err(exited(&started.owned, exit)),
+        Stopped::Failed(error) => Err(error),
+    }
+}
+
+/// Why there is no answer.
+enum Stopped {
+    Exited(Exit),
+    Failed(SpawnError),
+}
+
+impl From<SpawnError> for Stopped {
+    fn from(error: SpawnError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+async fn waited(
+    started: &mut Started,
+    api_sock: &Path,
+    limits: Readiness,
+    socket: &mut Option<Instant>,
+) -> Result<(UnixStream, InstanceInfo, Instant), Stopped> {
     let child = &started.owned.child;
     let connected = match started.connected.take() {
         Some(connected) => connected,
         None => connect_late(&started.owned, api_sock, limits.socket).await?,
     };
-    let socket = connected.at;
-    let (stream, info, api) = match connected.answer {
-        Some((info, at)) => (connected.stream, info, at),
-        None => tokio::select! {
-            biased;
-            ended = child.wait() => return Err(exited(&started.owned, ended.exit)),
-            answer = timeout(limits.api, answered(connected.stream, connected.first)) => match answer {
-                Ok(Ok((stream, info))) => (stream, info, Instant::now()),
-                Ok(Err(source)) => return Err(broken(&started.owned, source).await),
-                Err(_) => return Err(SpawnError::ApiTimeout {
-                    path: api_sock.to_owned(),
-                    within: limits.api,
-                    last_words: child.diagnostics.last_lines(LAST_WORDS),
-                }),
-            },
+    *socket = Some(connected.at);
+    if let Some((info, at)) = connected.answer {
+        return Ok((connected.stream, info, at));
+    }
+    tokio::select! {
+        biased;
+        ended = child.wait() => Err(Stopped::Exited(ended.exit)),
+        () = ending_hung(child) => Err(Stopped::Exited(child.wait().await.exit)),
+        answer = timeout(limits.api, answered(connected.stream, connected.first)) => match answer {
+            Ok(Ok((stream, info))) => Ok((stream, info, Instant::now())),
+            Ok(Err(source)) => Err(broken(&started.owned, source).await),
+            Err(_) => Err(Stopped::Failed(SpawnError::ApiTimeout {
+                path: api_sock.to_owned(),
+                within: limits.api,
+                last_words: child.diagnostics.last_lines(LAST_WORDS),
+            })),
         },
-    };
-    let client = Client::from_stream(api_sock.to_owned(), stream)
-        .map_err(|source| SpawnError::host("use the connection to the API", source))?
-        .with_version(info.vmm_version.clone());
-    Ok(Ready { client, info, socket, api })
+    }
+}
+
+/// Returns once the child was seen hanging at its exit and was killed; else never.
+pub(crate) async fn ending_hung(child: &Child) {
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
+    let mut hung_before = false;
+    loop {
+        sleep(BETWEEN_LOOKS).await;
+        let hangs = hangs_at_exit(child.pid.as_raw_pid());
+        if hangs && hung_before {
+            child.end_hung();
+            return;
+        }
+        hung_before = hangs;
+    }
 }
 
 async fn answered(stream: UnixStream, mut first: FirstAnswer) -> Result<(UnixStream, InstanceInfo), Broken> {
@@ -81,24 +133,24 @@ enum Broken {
 }
 
 /// For a VMM that did not listen within the spawning thread's patience.
-async fn connect_late(owned: &Owned, api_sock: &Path, limit: Duration) -> Result<Connected, SpawnError> {
+async fn connect_late(owned: &Owned, api_sock: &Path, limit: Duration) -> Result<Connected, Stopped> {
     let child = &owned.child;
     let until = Deadline::from_std(child.running) + limit;
     loop {
         tokio::select! {
             biased;
-            ended = child.wait() => return Err(exited(owned, ended.exit)),
+            ended = child.wait() => return Err(Stopped::Exited(ended.exit)),
             () = sleep(Duration::from_millis(2)) => {}
         }
         if let Some(connected) = try_connect(child, api_sock)? {
             return Ok(connected);
         }
         if Deadline::now() >= until {
-            return Err(SpawnError::SocketTimeout {
+            return Err(Stopped::Failed(SpawnError::SocketTimeout {
                 path: api_sock.to_owned(),
                 within: limit,
                 last_words: child.diagnostics.last_lines(LAST_WORDS),
-            });
+            }));
         }
     }
 }
@@ -113,14 +165,15 @@ fn exited(owned: &Owned, exit: Exit) -> SpawnError {
 }
 
 /// A connection that broke is most often the VMM's end: its exit says more than the broken connection.
-async fn broken(owned: &Owned, broken: Broken) -> SpawnError {
-    let source = match broken {
-        Broken::Host(source) => return SpawnError::host("wait for the API's answer", source),
-        Broken::Api(source) => source,
-    };
+async fn broken(owned: &Owned, broken: Broken) -> Stopped {
     match timeout(Duration::from_millis(500), owned.child.wait()).await {
-        Ok(ended) => exited(owned, ended.exit),
-        Err(_) => SpawnError::Api { source, last_words: owned.child.diagnostics.last_lines(LAST_WORDS) },
+        Ok(ended) => Stopped::Exited(ended.exit),
+        Err(_) => Stopped::Failed(match broken {
+            Broken::Host(source) => SpawnError::host("wait for the API's answer", source),
+            Broken::Api(source) => {
+                SpawnError::Api { source, last_words: owned.child.diagnostics.last_lines(LAST_WORDS) }
+            }
+        }),
     }
 }
 

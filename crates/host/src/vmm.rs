@@ -35,7 +35,7 @@ pub struct Vmm {
     owned: Owned,
     api: Client,
     api_sock: PathBuf,
-    at_start: InstanceInfo,
+    at_start: Option<InstanceInfo>,
     timeline: Timeline,
     console_input: Option<OwnedFd>,
 }
@@ -45,10 +45,11 @@ pub struct Vmm {
 pub struct Timeline {
     /// The process runs Firecracker.
     pub process: Duration,
-    /// Its socket accepted our connection.
-    pub socket: Duration,
+    /// Its socket accepted our connection. `None` for a guest that had ended by then.
+    pub socket: Option<Duration>,
     /// `GET /` was answered. With a config file Firecracker answers only after the VM was built and started.
-    pub api: Duration,
+    /// `None` for a guest that had ended by then.
+    pub api: Option<Duration>,
     /// The guest's first byte on the console, or Firecracker's on standard output. `None`: none yet.
     pub first_byte: Option<Duration>,
 }
@@ -146,6 +147,9 @@ impl Ladder {
 impl Vmm {
     /// Starts a VMM and waits until its API answers.
     ///
+    /// A guest that a config file boots may end in order before the API answers: then the returned VMM has
+    /// ended already.
+    ///
     /// A stale socket file at the path is removed; a socket that a live process answers on is never touched.
     ///
     /// # Errors
@@ -155,22 +159,29 @@ impl Vmm {
     /// When the future is dropped, the VMM is killed and cleaned up, also a detached one.
     pub async fn spawn(launch: Launch) -> Result<Self, SpawnError> {
         let asked = Instant::now();
-        let readiness = launch.readiness;
+        let (readiness, boots) = (launch.readiness, launch.config_file.is_some());
         let api_sock = std::path::absolute(&launch.api_sock)
             .map_err(|source| SpawnError::host("resolve the path of the API socket", source))?;
         let mut started = start_vmm(launch).await?;
-        match ready(&mut started, &api_sock, readiness).await {
+        match ready(&mut started, &api_sock, readiness, boots).await {
             Ok(ready) => {
                 let since = |moment: Instant| moment.saturating_duration_since(asked);
                 let timeline = Timeline {
                     process: since(started.owned.child.running),
-                    socket: since(ready.socket),
-                    api: since(ready.api),
+                    socket: ready.socket.map(since),
+                    api: ready.answer.as_ref().map(|(_, at)| since(*at)),
                     first_byte: None,
                 };
                 let Started { mut owned, console_input, .. } = started;
                 owned.settle();
-                Ok(Self { owned, api: ready.client, api_sock, at_start: ready.info, timeline, console_input })
+                Ok(Self {
+                    owned,
+                    api: ready.client,
+                    api_sock,
+                    at_start: ready.answer.map(|(info, _)| info),
+                    timeline,
+                    console_input,
+                })
             }
             Err(error) => {
                 // Also waits, so that nothing is left when the caller reads the error.
@@ -209,9 +220,9 @@ impl Vmm {
         &self.api_sock
     }
 
-    /// What the VMM said of itself when it became ready.
-    pub fn at_start(&self) -> &InstanceInfo {
-        &self.at_start
+    /// What the VMM said of itself when it became ready. `None` when its guest was faster and has ended.
+    pub fn at_start(&self) -> Option<&InstanceInfo> {
+        self.at_start.as_ref()
     }
 
     /// How long the start took, and when the first console byte came.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -31,6 +31,8 @@ pub(crate) struct Child {
     first_output: OnceLock<Instant>,
     pidfd: OwnedFd,
     socket: Mutex<Option<OwnSocket>>,
+    /// It was killed because it hung at its exit.
+    hung: AtomicBool,
     /// The highest rung tried, as `Rung as u8 + 1`; 0 for none.
     tried: AtomicU8,
     ended: OnceLock<Ended>,
@@ -53,6 +55,7 @@ impl Child {
             first_output: OnceLock::new(),
             pidfd,
             socket: Mutex::new(socket),
+            hung: AtomicBool::new(false),
             tried: AtomicU8::new(0),
             ended: OnceLock::new(),
             ended_now: Notify::new(),
@@ -113,6 +116,13 @@ impl Child {
         }
     }
 
+    /// Kills a child that hangs at its exit.
+    pub(crate) fn end_hung(&self) {
+        tracing::warn!(pid = self.pid.as_raw_pid(), "Firecracker hung after its guest had ended: killing it");
+        self.hung.store(true, Ordering::SeqCst);
+        self.signal(Signal::KILL);
+    }
+
     /// A killed child that could not be given to the watcher: waits for its end here.
     pub(crate) fn finish_unwatched(&self) {
         let mut pidfd = [PollFd::new(&self.pidfd, PollFlags::IN)];
@@ -122,7 +132,10 @@ impl Child {
 
     /// Collects the status, removes the socket, then tells everybody.
     fn finish(&self) {
-        let exit = Exit::collect(&self.pidfd);
+        let exit = match Exit::collect(&self.pidfd) {
+            Exit::Signal(9) if self.hung.load(Ordering::SeqCst) => Exit::HungAtExit,
+            exit => exit,
+        };
         if let Some(socket) = self.socket().take() {
             socket.remove();
         }

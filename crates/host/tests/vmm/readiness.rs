@@ -27,12 +27,13 @@ fn a_configured_vm_is_ready_and_runs() {
         let scene = Scene::new();
         let vmm = Vmm::spawn(scene.launch(Guest::ByteThenIdle)).await.unwrap();
         assert!(vmm.is_running());
-        assert_eq!(vmm.api().describe_instance().await.unwrap(), *vmm.at_start());
-        assert_eq!(vmm.at_start().vmm_version.to_string(), smartvm_lab::FIRECRACKER_VERSION);
+        let info = vmm.at_start().unwrap();
+        assert_eq!(vmm.api().describe_instance().await.unwrap(), *info);
+        assert_eq!(info.vmm_version.to_string(), smartvm_lab::FIRECRACKER_VERSION);
         let mut console = vmm.console().reader();
         assert!(!console.next().await.unwrap().bytes.is_empty());
         let timeline = vmm.timeline();
-        assert!(timeline.process < timeline.socket && timeline.socket < timeline.api, "{timeline:?}");
+        assert!(Some(timeline.process) < timeline.socket && timeline.socket < timeline.api, "{timeline:?}");
         assert!(timeline.first_byte.is_some());
         vmm.stop(&Ladder::default()).await.unwrap();
         assert!(!vmm.api_sock().exists());
