@@ -4,6 +4,7 @@
 //! names. What somebody still uses is no leak: other tests may run on this machine at the same time.
 
 mod folders;
+pub(crate) mod machines;
 mod mounts;
 pub(crate) mod process;
 
@@ -36,7 +37,7 @@ enum Remedy {
 
 /// Each looks for one kind of thing. Processes come first and mounts before folders: removing goes in
 /// the same order.
-const PROBES: &[fn() -> Vec<Leak>] = &[process::leaks, mounts::leaks, folders::leaks];
+const PROBES: &[fn() -> Vec<Leak>] = &[process::leaks, mounts::leaks, machines::leaks, folders::leaks];
 
 /// Prints `leaks: none` or each thing that was left; the exit code is 1 when one remains.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {

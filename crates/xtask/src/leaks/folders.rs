@@ -17,7 +17,8 @@ const YOUNG: Duration = Duration::from_secs(30);
 pub(super) fn leaks() -> Vec<Leak> {
     let temporary = std::env::temp_dir();
     let entries = fs::read_dir(&temporary).into_iter().flatten().flatten().map(|entry| entry.path());
-    let candidates: Vec<PathBuf> = entries.filter(|path| bears_our_name(path) && !is_young(path)).collect();
+    let ours = entries.filter(|path| bears_our_name(path) && !is_runtime_directory(path));
+    let candidates: Vec<PathBuf> = ours.filter(|path| !is_young(path)).collect();
     let unused = candidates.into_iter().filter(|path| !is_in_use(path));
     unused
         .map(|path| Leak {
@@ -32,6 +33,12 @@ pub(super) fn bears_our_name(path: &Path) -> bool {
     let in_temporary = path.strip_prefix(std::env::temp_dir()).ok().and_then(|rest| rest.iter().next());
     in_temporary.is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()))
         || ["/run/smartvm", "/var/lib/smartvm"].iter().any(|ours| path.starts_with(ours))
+}
+
+/// Whether it is where smartvm keeps the machines of a user, `smartvm-<uid>`: it stays, empty.
+fn is_runtime_directory(path: &Path) -> bool {
+    let uid = path.file_name().and_then(|name| name.to_str()?.strip_prefix(PREFIX));
+    uid.is_some_and(|uid| uid.parse::<u32>().is_ok())
 }
 
 fn is_young(path: &Path) -> bool {
@@ -72,6 +79,12 @@ mod tests {
         assert!(!bears_our_name(&temporary.join("other")));
         assert!(!bears_our_name(&temporary));
         assert!(!bears_our_name(Path::new("/run/smartvmd")));
+    }
+
+    #[test]
+    fn the_runtime_directory_of_a_user_stays() {
+        assert!(is_runtime_directory(Path::new("/tmp/smartvm-1000")));
+        assert!(!is_runtime_directory(Path::new("/tmp/smartvm-test-1")));
     }
 
     #[test]

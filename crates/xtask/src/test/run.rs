@@ -16,7 +16,7 @@ use super::{Outcome, libtest};
 use crate::command;
 use crate::failure::{Failure, Result};
 use crate::lab;
-use crate::leaks::process;
+use crate::leaks::{machines, process};
 use crate::setup::Binaries;
 use crate::workspace;
 
@@ -36,6 +36,8 @@ pub(super) struct Session {
     filter: Vec<String>,
     /// Temporary folder of the tests; what is in it at the end was left behind.
     scratch: TempDir,
+    /// Where smartvm keeps the machines of this run.
+    runtime: TempDir,
     /// Output of the running program.
     output: File,
     left: Vec<String>,
@@ -60,6 +62,7 @@ impl Session {
             .map_err(|error| Failure::new("cannot become the reaper of orphans").cause(error))?;
         let told = |error| Failure::new("cannot create a temporary folder").cause(error);
         let scratch = tempfile::Builder::new().prefix("smartvm-test-").tempdir().map_err(told)?;
+        let runtime = tempfile::Builder::new().prefix("smartvm-test-run-").tempdir().map_err(told)?;
         let output = tempfile::tempfile().map_err(told)?;
         Ok(Self {
             binaries,
@@ -67,6 +70,7 @@ impl Session {
             full,
             filter,
             scratch,
+            runtime,
             output,
             left: Vec::new(),
             failures: Vec::new(),
@@ -185,6 +189,7 @@ impl Session {
             (self.output.try_clone().map_err(told)?, self.output.try_clone().map_err(told)?);
         program.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         program.env("TMPDIR", self.scratch.path());
+        program.env("SMARTVM_RUNTIME_DIR", self.runtime.path());
         program.env("SMARTVM_FIRECRACKER", &self.binaries.firecracker);
         program.env("SMARTVM_JAILER", &self.binaries.jailer);
         program.env("SMARTVM_TEST_SEED", self.seed.to_string());
@@ -244,6 +249,8 @@ impl Session {
     /// Ends the session: which tests failed, and what the run left behind.
     pub(super) fn close(mut self) -> (Vec<String>, Vec<String>) {
         self.left.extend(entries(self.scratch.path()));
+        let machines = machines::without_owner(self.runtime.path());
+        self.left.extend(machines.iter().map(|path| format!("machine {}", path.display())));
         (self.failures, self.left)
     }
 }
