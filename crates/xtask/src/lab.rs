@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use smartvm_lab::emulated::{self, Command, Input, Lab, Options, Stream};
 use smartvm_lab::fault::Fault;
 
@@ -75,7 +75,10 @@ fn command_of(arguments: &Arguments) -> Option<Command> {
     let time = Duration::from_secs(arguments.timeout);
     if arguments.shell {
         // `script` gives the shell a terminal of its own.
-        let shell = Command::new("script").args(["-qec", "bash -l", "/dev/null"]);
+        let (rows, columns) =
+            tcgetwinsize(std::io::stdin()).map_or((24, 80), |size| (size.ws_row, size.ws_col));
+        let line = format!("stty rows {rows} cols {columns}; exec bash -l");
+        let shell = Command::new("script").args(["-qec", &line, "/dev/null"]);
         let term = std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned());
         return Some(shell.env("TERM", term).timeout(Duration::from_secs(12 * 3600)));
     }

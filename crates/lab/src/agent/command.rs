@@ -28,13 +28,18 @@ const ENVIRONMENT: [(&str, &str); 4] = [
 /// After the command's end, output that its survivors might still write is awaited for so long.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// How many commands run, and the numbers that mark them.
+/// The next command's mark; one count for all agents of a process, as tests have several.
+static MARKS: AtomicU64 = AtomicU64::new(0);
+
+/// The commands of one agent.
 #[derive(Debug)]
 pub(super) struct Running {
     /// Nothing but the agent starts processes here. Elsewhere a new process may be anybody's, and is let alone
     /// unless it surely is a command's.
     own_machine: bool,
-    next: AtomicU64,
+    /// How many began so far.
+    begun: AtomicU64,
+    /// How many run.
     now: Mutex<usize>,
 }
 
@@ -58,14 +63,14 @@ type SharedOut = Arc<Mutex<Out>>;
 
 impl Running {
     pub(super) fn on(own_machine: bool) -> Self {
-        Self { own_machine, next: AtomicU64::new(0), now: Mutex::new(0) }
+        Self { own_machine, begun: AtomicU64::new(0), now: Mutex::new(0) }
     }
 
     /// Runs a command for the host at the other end of `stream`, whose frames come through `from`.
     pub(super) fn run(&self, run: Run, from: BufReader<TcpStream>, stream: TcpStream) -> io::Result<()> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        let number = MARKS.fetch_add(1, Ordering::Relaxed);
         let mark = format!("SMARTVM_LAB_COMMAND={}-{number}", std::process::id());
-        // Whether no other command ran at any moment of this one's life.
         let before: HashSet<i32> = all().into_iter().map(|process| process.pid).collect();
         let alone = self.enter();
         let out = Arc::new(Mutex::new(Out { stream: stream.try_clone()?, answered: false }));
@@ -94,10 +99,10 @@ impl Running {
         *self.now.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
     }
 
-    /// Another command that began meanwhile shows in the counter of marks.
-    fn is_alone(&self, number_after: u64) -> bool {
+    /// Whether no other command runs now, nor began since `begun` was read.
+    fn is_alone(&self, begun: u64) -> bool {
         *self.now.lock().unwrap_or_else(PoisonError::into_inner) == 1
-            && self.next.load(Ordering::Relaxed) == number_after
+            && self.begun.load(Ordering::Relaxed) == begun
     }
 
     fn follow(
@@ -109,8 +114,8 @@ impl Running {
         out: &SharedOut,
         began_alone: bool,
     ) -> io::Result<()> {
-        let number_after = self.next.load(Ordering::Relaxed);
-        let alone = || began_alone && self.is_alone(number_after);
+        let begun = self.begun.load(Ordering::Relaxed);
+        let alone = || began_alone && self.is_alone(begun);
         let (ended, end_of_stream) = mpsc::channel();
         if let Some(stdout) = child.stdout.take() {
             pump(stdout, Kind::Stdout, out.clone(), ended.clone());
