@@ -15,6 +15,19 @@ struct Held {
     rss_kib: usize,
 }
 
+/// Once nothing changes any more: the watcher thread closes a VMM's last descriptor a moment after its end is known.
+fn settled() -> Held {
+    let mut before = held();
+    loop {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let now = held();
+        if (now.fds, now.threads) == (before.fds, before.threads) {
+            return now;
+        }
+        before = now;
+    }
+}
+
 fn held() -> Held {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let number = |name: &str| -> usize {
@@ -61,11 +74,11 @@ fn cycles() {
     for _ in 0..20 {
         cycle();
     }
-    let before = held();
+    let before = settled();
     for _ in 0..cycles {
         cycle();
     }
-    let after = held();
+    let after = settled();
     println!("{cycles} cycles: {before:?} -> {after:?}");
     assert_eq!(after.fds, before.fds);
     assert_eq!(after.threads, before.threads);
