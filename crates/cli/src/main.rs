@@ -1,2 +1,77 @@
-//! Under construction.
-fn main() {}
+//! The command `smartvm`: arguments in, text or JSON out.
+//!
+//! * [`arguments`]: what can be asked
+//! * [`exit`]: how it ends, as a status
+//! * [`report`]: how errors are told
+//! * [`run`]: a machine with its console on this terminal
+//! * [`commands`]: everything else
+
+mod arguments;
+mod commands;
+mod exit;
+mod report;
+mod run;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::filter::LevelFilter;
+
+use arguments::{Arguments, Command};
+use exit::Exit;
+use report::Printer;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr(arguments.verbose);
+    if let Err(error) = smartvm::raise_open_files() {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error[HOST]: cannot start the async runtime: {error}");
+            return Exit::Internal.into();
+        }
+    };
+    let printer = Printer { json: arguments.json, colour: colour(std::io::stderr().is_terminal()) };
+    let exit = runtime.block_on(dispatch(arguments.command, &printer));
+    // A thread that waits for a key or for a slow reader must not keep us.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn dispatch(command: Command, printer: &Printer) -> ExitCode {
+    match command {
+        Command::Run(arguments) => run::run(arguments, printer).await,
+        Command::Owner { .. } => run::own().await,
+        Command::Check(arguments) => commands::check(arguments, printer).await.into(),
+        Command::Doctor(arguments) => commands::doctor(arguments, printer).await.into(),
+        Command::Version(arguments) => commands::version(arguments, printer).await.into(),
+        Command::Ps => commands::ps(printer).into(),
+        Command::Stop(arguments) => commands::stop(arguments, printer).await.into(),
+        Command::Gc(arguments) => commands::gc(arguments, printer).await.into(),
+        Command::Completions { shell } => commands::completions(shell).into(),
+    }
+}
+
+/// Whether to colour what goes to a stream.
+fn colour(is_terminal: bool) -> bool {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    is_terminal && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => LevelFilter::ERROR,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(colour(std::io::stderr().is_terminal()))
+        .with_writer(std::io::stderr)
+        .init();
+}

@@ -4,6 +4,7 @@
 //! it does what it is told, releases what it made, and says what happened.
 //!
 //! * [`binary`]: which Firecracker is this, and of which version
+//! * [`kvm`]: the KVM device
 //! * [`launch`]: the typed command line of one VMM
 //! * [`vmm`]: one running VMM: readiness, output, stop ladder, clean-up
 //! * [`output`]: a VMM's output as bounded rings with readers that cannot block it
@@ -20,6 +21,7 @@ pub mod binary;
 pub mod checks;
 mod clone;
 pub mod error;
+pub mod kvm;
 pub mod launch;
 pub mod lock;
 pub mod output;

@@ -1,1 +1,46 @@
-//! Under construction.
+//! smartvm as a library: own Firecracker microVMs in your process.
+//!
+//! * [`directories`]: where things lie on this host
+//! * [`host`]: this host, opened: its machines and their clean-up
+//! * [`config`]: a user's Firecracker config
+//! * [`check`]: everything that is wrong with it
+//! * [`machine`]: one machine, from start to release
+//! * [`record`]: what is on disk about a machine
+//! * [`gc`]: releasing what dead owners left behind
+//! * [`doctor`]: what this host can run, by trial
+//! * [`terminal`], [`background`]: for commands that put a guest's console on a terminal, or live on after it
+//!
+//! ```text
+//! Config::load ─> check_config ─> Machine::start ─> running ─> stop, kill, or the guest's own end ─> released
+//!                                   │ directory, lock, record, config.json, VMM       (drop and panic too)
+//!                                   └ any failure releases what was made, newest first
+//! ```
+
+pub mod background;
+pub mod check;
+pub mod config;
+pub mod directories;
+pub mod doctor;
+pub mod gc;
+pub mod host;
+pub mod machine;
+mod machine_dir;
+mod open_files;
+pub mod record;
+pub mod terminal;
+
+pub use check::{Checked, check_config};
+pub use config::Config;
+pub use directories::Directories;
+pub use gc::{GcMode, GcReport};
+pub use host::Host;
+pub use machine::{Machine, StartError, StartOptions};
+pub use open_files::raise_open_files;
+pub use smartvm_core::explain;
+pub use smartvm_core::id::MachineId;
+pub use smartvm_firecracker::Version;
+pub use smartvm_host::process::Exit as VmmExit;
+pub use smartvm_host::{
+    ConsoleInput, Ended, FirecrackerBinary, Ladder, LogLevel, LogOptions, Output, OutputReader, Readiness,
+    Rung, Seccomp, StopError, Timeline,
+};

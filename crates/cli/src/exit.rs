@@ -1,0 +1,133 @@
+//! The exit statuses of `smartvm`. Documented for users in `smartvm --help` and the README.
+
+use std::process::ExitCode;
+
+use smartvm::explain::Code;
+
+/// How the command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// It did what was asked. Of `run`: the guest ended by itself, or was asked to with the escape sequence.
+    Success,
+    /// Something of smartvm's own, or of the host, failed in a way that has no other status.
+    Internal,
+    /// The config cannot work.
+    InvalidConfig,
+    /// The host cannot run it: KVM, Firecracker, permissions, directories.
+    HostNotReady,
+    /// The VMM did not start.
+    StartFailed,
+    /// The VMM ended while the guest ran, and nobody had asked it to.
+    VmmFailed,
+    /// There is no such machine, or another owner has it.
+    MachineUnavailable,
+    /// A machine could not be stopped, or something of it could not be released.
+    NotReleased,
+    /// A signal (or Ctrl-C) ended the run: 128 and its number.
+    Signal(u8),
+}
+
+/// SIGHUP.
+pub(crate) const HANG_UP: u8 = 1;
+/// SIGINT, Ctrl-C.
+pub(crate) const INTERRUPT: u8 = 2;
+/// SIGKILL: the machine was killed on request.
+pub(crate) const KILL: u8 = 9;
+/// SIGPIPE: whoever read our standard output is gone.
+pub(crate) const PIPE: u8 = 13;
+/// SIGTERM.
+pub(crate) const TERMINATE: u8 = 15;
+
+/// For `--help`.
+pub(crate) const TABLE: &str = "\
+Exit status:
+    0  done; of `run`: the guest ended by itself, or was stopped with the escape sequence, or detached
+    1  something of smartvm or of the host failed in a way that has no other status
+    2  wrong usage of the command line
+    3  the config cannot work (INVALID_CONFIG)
+    4  the host cannot run it: no KVM, no usable Firecracker, directories that are not private
+    5  the VMM did not start
+    6  the VMM ended while the guest ran, and nobody had asked it to
+    7  there is no such machine, or another owner has it
+    8  a machine could not be stopped, or something of it could not be released
+  129  of `run`: stopped on SIGHUP (the terminal is gone)
+  130  of `run`: stopped on Ctrl-C or SIGINT
+  137  of `run`: killed on request (second Ctrl-C, escape sequence, `stop --kill`)
+  141  of `run`: stopped because standard output was closed
+  143  of `run`: stopped on SIGTERM (`smartvm stop`)";
+
+impl Exit {
+    /// The status.
+    pub(crate) const fn status(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Internal => 1,
+            Self::InvalidConfig => 3,
+            Self::HostNotReady => 4,
+            Self::StartFailed => 5,
+            Self::VmmFailed => 6,
+            Self::MachineUnavailable => 7,
+            Self::NotReleased => 8,
+            Self::Signal(number) => 128 + number,
+        }
+    }
+
+    /// What a failure with this code means for the command as a whole.
+    pub(crate) fn of(code: Code) -> Self {
+        match code {
+            Code::InvalidConfig | Code::InvalidId => Self::InvalidConfig,
+            Code::FirecrackerNotFound | Code::UnsupportedVersion | Code::KvmUnavailable => Self::HostNotReady,
+            Code::SocketInUse
+            | Code::SocketPath
+            | Code::SocketTimeout
+            | Code::ApiTimeout
+            | Code::ApiDisconnected
+            | Code::ApiFault
+            | Code::ApiProtocol
+            | Code::ProcessExited
+            | Code::SpawnFailed => Self::StartFailed,
+            Code::MachineBusy | Code::NotFound | Code::InvalidState => Self::MachineUnavailable,
+            Code::StopTimeout => Self::NotReleased,
+            _ => Self::Internal,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.status().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_in_the_help_names_every_status() {
+        let all = [
+            Exit::Success,
+            Exit::Internal,
+            Exit::InvalidConfig,
+            Exit::HostNotReady,
+            Exit::StartFailed,
+            Exit::VmmFailed,
+            Exit::MachineUnavailable,
+            Exit::NotReleased,
+            Exit::Signal(HANG_UP),
+            Exit::Signal(INTERRUPT),
+            Exit::Signal(KILL),
+            Exit::Signal(PIPE),
+            Exit::Signal(TERMINATE),
+        ];
+        let mut named: Vec<u8> = TABLE
+            .lines()
+            .filter_map(|line| line.split_whitespace().next()?.parse().ok())
+            .filter(|&status| status != 2)
+            .collect();
+        named.sort_unstable();
+        let mut statuses = all.map(Exit::status);
+        statuses.sort_unstable();
+        assert_eq!(named, statuses);
+    }
+}

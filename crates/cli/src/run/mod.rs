@@ -1,0 +1,89 @@
+//! `smartvm run`: a machine with its console on this terminal or these pipes.
+//!
+//! ```text
+//! front (this process)                       owner
+//! terminal, keys, signals  ── control ──>   machine: start, stop ladder, release
+//! standard input/output    <── data ──>     guest's serial console
+//! ```
+//! Through pipes the owner is a task of this process. On a terminal it is a second process, so that it can go on when
+//! the shell gets its prompt back (detach); a front that dies without detaching is the owner's sign to stop.
+
+mod front;
+mod keys;
+mod marks;
+mod owner;
+mod relay;
+mod wire;
+
+use std::ffi::OsStr;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use smartvm::background::{Second, take_connections};
+use smartvm::terminal::Terminal;
+
+use crate::arguments::RunArguments;
+use crate::exit::Exit;
+use crate::report::{Printer, Report};
+use front::Front;
+use wire::RunRequest;
+
+/// Runs a machine until it ends or is detached.
+pub(crate) async fn run(arguments: RunArguments, printer: &Printer) -> ExitCode {
+    let request = request(&arguments);
+    // Looked at before the owner starts, so that both know the same settings to go back to.
+    let terminal = Terminal::on_stdin();
+    let connected = if terminal.is_some() || arguments.detach {
+        let id = arguments.id.as_ref().map_or("", |id| id.as_str());
+        Second::start(&[OsStr::new("owner"), OsStr::new(id)])
+            .map(|second| (second.control, second.data, Some(second.child)))
+    } else {
+        in_this_process()
+    };
+    let (control, data, child) = match connected {
+        Ok(connected) => connected,
+        Err(error) => {
+            let report = Report::plain("HOST", "cannot start the machine's owner", Exit::Internal);
+            printer.error(&report.because(&error));
+            return Exit::Internal.into();
+        }
+    };
+    Front { arguments, request, terminal, printer: *printer, child }.run(control, data).await.into()
+}
+
+/// The second process.
+pub(crate) async fn own() -> ExitCode {
+    let Ok((control, data)) = take_connections() else {
+        eprintln!("`smartvm owner` is started by `smartvm run` only");
+        return ExitCode::from(2);
+    };
+    let terminal = Terminal::on_stderr();
+    owner::own(control, data, owner::Place::OwnProcess(terminal)).await;
+    ExitCode::SUCCESS
+}
+
+type Connected = (UnixStream, UnixStream, Option<std::process::Child>);
+
+fn in_this_process() -> std::io::Result<Connected> {
+    let (control, its_control) = UnixStream::pair()?;
+    let (data, its_data) = UnixStream::pair()?;
+    tokio::spawn(owner::own(its_control, its_data, owner::Place::FrontsProcess));
+    Ok((control, data, None))
+}
+
+fn request(arguments: &RunArguments) -> RunRequest {
+    RunRequest {
+        config_file: arguments.config_file.clone(),
+        id: arguments.id.clone(),
+        firecracker: arguments.firecracker.firecracker.clone(),
+        marks: arguments.mark.clone(),
+        stop_timeout_s: arguments.stop_timeout,
+        log_level: arguments.log_level,
+        log_file: arguments.log_file.clone(),
+        boot_timer: arguments.boot_timer,
+        metadata: arguments.metadata.clone(),
+        enable_pci: arguments.enable_pci,
+        seccomp_filter: arguments.seccomp_filter.clone(),
+        no_seccomp: arguments.dangerously_disable_seccomp,
+    }
+}

@@ -1,0 +1,394 @@
+//! The owner: drives one machine, answers the front, and outlives it when told to.
+
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smartvm::machine::Released;
+use smartvm::terminal::Terminal;
+use smartvm::{
+    Config, ConsoleInput, Directories, FirecrackerBinary, Host, Ladder, LogOptions, Machine, Rung, Seccomp,
+    StartOptions, StopError, check_config,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::wire::{
+    End, Mark, Receiver, RunRequest, Sender, StopReason, Timeline, ToFront, ToOwner, connection, control,
+};
+use super::{marks, relay};
+use crate::exit::{self, Exit};
+use crate::report::{Problem, Report};
+
+/// Where the owner lives.
+pub(crate) enum Place {
+    /// In the process of the front, which listens to the signals.
+    FrontsProcess,
+    /// In a process of its own: it listens to signals, and gives the terminal back when the front was killed.
+    OwnProcess(Option<Terminal<BorrowedFd<'static>>>),
+}
+
+/// How many bytes the console may be ahead of the front.
+const CONSOLE_BUFFER: usize = 1 << 20;
+
+/// Runs what the front asks for until the machine has ended.
+pub(crate) async fn own(control_stream: UnixStream, data: UnixStream, place: Place) {
+    let Ok((mut from_front, to_front)) = control(control_stream) else { return };
+    let Some(ToOwner::Run(request)) = from_front.next().await else { return };
+    let (signals, terminal) = match place {
+        Place::FrontsProcess => (None, None),
+        Place::OwnProcess(terminal) => (Signals::listen().ok(), terminal),
+    };
+    let mut owner = Owner { from_front: Some(from_front), to_front: Some(to_front), signals, terminal };
+    owner.tell(&ToFront::Ready { pid: std::process::id() }).await;
+    let end = owner.start_and_run(*request, data).await;
+    owner.tell(&ToFront::Ended(Box::new(end.end))).await;
+    if let Some(relay) = end.relay {
+        // The front takes what is left of the console at its own pace; if it goes, the relay ends.
+        let _ = relay.await;
+    }
+}
+
+struct Owner {
+    /// `None` once the front has left.
+    from_front: Option<Receiver>,
+    to_front: Option<Sender>,
+    signals: Option<Signals>,
+    terminal: Option<Terminal<BorrowedFd<'static>>>,
+}
+
+struct Over {
+    end: End,
+    relay: Option<JoinHandle<()>>,
+}
+
+/// What the world wants of the owner.
+enum Wish {
+    Stop(StopReason),
+    Kill,
+    Detach,
+}
+
+impl Owner {
+    async fn start_and_run(&mut self, request: RunRequest, data: UnixStream) -> Over {
+        let failed = |id, report: Report| Over {
+            end: End {
+                id,
+                how: "the machine did not start".into(),
+                exit_status: report.exit_status,
+                error: Some(report),
+                timeline: None,
+            },
+            relay: None,
+        };
+        let id = request.id.clone();
+        let data = match connection(data) {
+            Ok(data) => data,
+            Err(error) => {
+                let report = Report::plain("HOST", "cannot use the data connection", Exit::Internal);
+                return failed(id, report.because(&error));
+            }
+        };
+        let mut detach_wanted = false;
+        let started = {
+            let start = start(&request);
+            let mut start = std::pin::pin!(start);
+            loop {
+                tokio::select! {
+                    started = &mut start => break started,
+                    wish = self.next_wish() => match wish {
+                        Wish::Detach => detach_wanted = true,
+                        // Dropping the start releases what it had made.
+                        Wish::Stop(reason) => return cancelled(id, stop_exit(reason)),
+                        Wish::Kill => return cancelled(id, Exit::Signal(exit::KILL)),
+                    },
+                }
+            }
+        };
+        match started {
+            Ok((machine, warnings)) => self.run(&request, machine, warnings, data, detach_wanted).await,
+            Err(report) => failed(id, *report),
+        }
+    }
+
+    async fn run(
+        &mut self,
+        request: &RunRequest,
+        mut machine: Machine,
+        warnings: Vec<Problem>,
+        data: tokio::net::UnixStream,
+        detach_wanted: bool,
+    ) -> Over {
+        let (from_data, to_data) = data.into_split();
+        if let Some(guest) = machine.take_console_input() {
+            tokio::spawn(relay::input(from_data, guest));
+        }
+        let (lost, mut lost_bytes) = mpsc::unbounded_channel();
+        let (detach, detached) = oneshot::channel();
+        let relay = tokio::spawn(relay::output(machine.console().reader(), to_data, detached, lost));
+        let watched =
+            tokio::spawn(marks::watch(machine.console().reader(), request.marks.clone(), machine.asked()));
+        let machine = Arc::new(machine);
+        self.tell(&ToFront::Started { id: machine.id().clone(), warnings }).await;
+
+        let mut life =
+            Life { machine: Arc::clone(&machine), ladder: ladder(request), reason: None, killed: false };
+        let mut detach = Some(detach);
+        if detach_wanted {
+            self.leave(&machine, &mut detach).await;
+        }
+        let (failures, mut failure) = mpsc::unbounded_channel();
+        let released = loop {
+            tokio::select! {
+                released = machine.wait() => break Ok(released),
+                Some(error) = failure.recv() => break Err(error),
+                Some(bytes) = lost_bytes.recv() => self.tell(&ToFront::Lost { bytes }).await,
+                wish = self.next_wish() => match wish {
+                    Wish::Stop(reason) => life.stop(reason, &failures),
+                    Wish::Kill => life.kill(&failures),
+                    Wish::Detach => self.leave(&machine, &mut detach).await,
+                },
+            }
+        };
+        let end_ms = ms(machine.asked().elapsed());
+        // The console has ended, so the watch has too, unless the VMM would not go.
+        let marks = match &released {
+            Ok(_) => watched.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        Over { end: life.end(released, marks, end_ms), relay: Some(relay) }
+    }
+
+    /// Goes on without a front.
+    async fn leave(&mut self, machine: &Machine, detach: &mut Option<oneshot::Sender<std::path::PathBuf>>) {
+        // In the front's process there is nowhere to go on.
+        let Some(detach) = self.signals.as_ref().and_then(|_| detach.take()) else { return };
+        let console_log = machine.dir().join("console.log");
+        let _ = detach.send(console_log.clone());
+        let pid = std::process::id();
+        self.tell(&ToFront::Detached { id: machine.id().clone(), pid, console_log }).await;
+        self.from_front = None;
+        self.to_front = None;
+        self.terminal = None;
+        if let Err(error) = smartvm::background::leave_stderr() {
+            tracing::debug!(%error, "standard error stays");
+        }
+    }
+
+    async fn tell(&mut self, message: &ToFront) {
+        if let Some(front) = &mut self.to_front
+            && !front.send(message).await
+        {
+            self.to_front = None;
+        }
+    }
+
+    /// Waits for the front or a signal. A front that is gone means to stop.
+    async fn next_wish(&mut self) -> Wish {
+        let front = async {
+            match &mut self.from_front {
+                Some(front) => front.next::<ToOwner>().await,
+                None => std::future::pending().await,
+            }
+        };
+        let signal = async {
+            match &mut self.signals {
+                Some(signals) => signals.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            wish = signal => wish,
+            message = front => match message {
+                Some(ToOwner::Stop(reason)) => Wish::Stop(reason),
+                Some(ToOwner::Kill) => Wish::Kill,
+                Some(ToOwner::Detach) => Wish::Detach,
+                Some(ToOwner::Run(_)) | None => {
+                    self.from_front = None;
+                    if let Some(terminal) = &self.terminal {
+                        terminal.restore_for_others();
+                    }
+                    Wish::Stop(StopReason::HangUp)
+                }
+            },
+        }
+    }
+}
+
+fn cancelled(id: Option<smartvm::MachineId>, exit: Exit) -> Over {
+    let how = "stopped before the guest ran".into();
+    Over { end: End { id, how, exit_status: exit.status(), error: None, timeline: None }, relay: None }
+}
+
+/// The machine and what was asked of it.
+struct Life {
+    machine: Arc<Machine>,
+    ladder: Ladder,
+    /// The first reason to stop.
+    reason: Option<StopReason>,
+    killed: bool,
+}
+
+impl Life {
+    /// The first time: the ladder; after that: kill.
+    fn stop(&mut self, reason: StopReason, failures: &mpsc::UnboundedSender<StopError>) {
+        if self.reason.is_some() {
+            // The front that is gone after it asked for a stop does not ask for more.
+            if reason != StopReason::HangUp {
+                self.kill(failures);
+            }
+            return;
+        }
+        self.reason = Some(reason);
+        self.climb(self.ladder, failures);
+    }
+
+    fn kill(&mut self, failures: &mpsc::UnboundedSender<StopError>) {
+        self.killed = true;
+        self.climb(Ladder::kill_now(), failures);
+    }
+
+    fn climb(&self, ladder: Ladder, failures: &mpsc::UnboundedSender<StopError>) {
+        let (machine, failures) = (Arc::clone(&self.machine), failures.clone());
+        tokio::spawn(async move {
+            if let Err(error) = machine.stop(&ladder).await {
+                let _ = failures.send(error);
+            }
+        });
+    }
+
+    fn end(&self, released: Result<Released, StopError>, marks: Vec<Mark>, end_ms: f64) -> End {
+        let id = Some(self.machine.id().clone());
+        let at = self.machine.timeline();
+        let timeline = Timeline {
+            process_ms: ms(at.process),
+            socket_ms: ms(at.socket),
+            instance_start_ms: ms(at.api),
+            first_byte_ms: at.first_byte.map(ms),
+            marks,
+            end_ms,
+        };
+        let (how, exit, error) = match released {
+            Ok(released) => self.ended(&released),
+            Err(error) => {
+                ("the machine could not be stopped".to_owned(), Exit::NotReleased, Some(Report::of(&error)))
+            }
+        };
+        End { id, how, exit_status: exit.status(), error, timeline: Some(timeline) }
+    }
+
+    fn ended(&self, released: &Released) -> (String, Exit, Option<Report>) {
+        let exit = released.vmm.exit;
+        let by = released.vmm.by.map(Rung::as_str).unwrap_or_default();
+        let (how, code, report) = match (self.killed, self.reason) {
+            (true, _) => ("killed".to_owned(), Exit::Signal(exit::KILL), None),
+            (false, Some(reason)) => (format!("stopped by {by}"), stop_exit(reason), None),
+            (false, None) if exit == smartvm::VmmExit::Status(0) => {
+                ("the guest ended".to_owned(), Exit::Success, None)
+            }
+            (false, None) => {
+                let what =
+                    format!("machine `{}`: Firecracker ended: {}", self.machine.id(), exit.explained());
+                let mut report = Report::plain("PROCESS_EXITED", what, Exit::VmmFailed);
+                report.log = self.machine.diagnostics().last_lines(20);
+                ("Firecracker ended by itself".to_owned(), Exit::VmmFailed, Some(report))
+            }
+        };
+        if released.left_behind.is_empty() {
+            return (how, code, report);
+        }
+        let mut report = report.unwrap_or_else(|| {
+            Report::plain("HOST", "not everything of the machine could be removed", Exit::NotReleased)
+        });
+        report.hint.get_or_insert_with(|| "`smartvm gc` will try again".into());
+        report.left_behind.clone_from(&released.left_behind);
+        let code = if code == Exit::Success { Exit::NotReleased } else { code };
+        (how, code, Some(report))
+    }
+}
+
+fn stop_exit(reason: StopReason) -> Exit {
+    match reason {
+        StopReason::Asked => Exit::Success,
+        StopReason::Interrupt => Exit::Signal(exit::INTERRUPT),
+        StopReason::Terminate => Exit::Signal(exit::TERMINATE),
+        StopReason::HangUp => Exit::Signal(exit::HANG_UP),
+        StopReason::OutputClosed => Exit::Signal(exit::PIPE),
+    }
+}
+
+fn ladder(request: &RunRequest) -> Ladder {
+    let patience = Duration::from_secs_f64(request.stop_timeout_s);
+    Ladder { ctrl_alt_del: (!patience.is_zero()).then_some(patience), ..Ladder::default() }
+}
+
+async fn start(request: &RunRequest) -> Result<(Machine, Vec<Problem>), Box<Report>> {
+    let config = Config::load(&request.config_file).map_err(|error| Report::of(&error))?;
+    let firecracker =
+        FirecrackerBinary::find(request.firecracker.as_deref()).await.map_err(|error| Report::of(&error))?;
+    let checked = check_config(&config, &firecracker.version, request.enable_pci)
+        .map_err(|error| Report::invalid_config(&error))?;
+    let host = Host::open_clean(&Directories::find())
+        .await
+        .map_err(|error| Report::of(&error).with_exit(Exit::HostNotReady))?;
+    let options = StartOptions {
+        id: request.id.clone(),
+        log: LogOptions {
+            path: request.log_file.clone(),
+            level: request.log_level.map(Into::into),
+            show_level: true,
+            ..LogOptions::default()
+        },
+        boot_timer: request.boot_timer,
+        enable_pci: request.enable_pci,
+        seccomp: match (&request.seccomp_filter, request.no_seccomp) {
+            (_, true) => Seccomp::DangerouslyDisabled,
+            (Some(filter), false) => Seccomp::Filter(filter.clone()),
+            (None, false) => Seccomp::Default,
+        },
+        metadata: request.metadata.clone(),
+        console_input: ConsoleInput::Pipe,
+        keep_output: CONSOLE_BUFFER,
+        ..StartOptions::default()
+    };
+    let machine = Machine::start(&host, &firecracker, &checked, options).await.map_err(|error| {
+        let mut report = Report::of(&error);
+        report.left_behind = error.left_behind().to_vec();
+        report
+    })?;
+    Ok((machine, checked.warnings.iter().map(Problem::from).collect()))
+}
+
+fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// The signals that an owner in a process of its own listens to.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+    quit: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.interrupt.recv() => Wish::Stop(StopReason::Interrupt),
+            _ = self.terminate.recv() => Wish::Stop(StopReason::Terminate),
+            _ = self.hang_up.recv() => Wish::Stop(StopReason::HangUp),
+            _ = self.quit.recv() => Wish::Kill,
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The console between the machine and whoever looks at it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use smartvm::OutputReader;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+
+/// Guest to front, until the console ends; after a detach, guest to `log`.
+///
+/// Says on `lost` how many bytes the front did not take in time.
+pub(crate) async fn output(
+    mut console: OutputReader,
+    mut data: OwnedWriteHalf,
+    detach: oneshot::Receiver<PathBuf>,
+    lost: mpsc::UnboundedSender<u64>,
+) {
+    let mut detach = std::pin::pin!(detach);
+    let mut detachable = true;
+    let mut rest = Vec::new();
+    let log = loop {
+        let step = async {
+            let Some(chunk) = console.next().await else { return false };
+            if chunk.lost > 0 {
+                let _ = lost.send(chunk.lost);
+            }
+            rest = chunk.bytes;
+            // When the front is gone the console is read on all the same: nothing may stall, and marks go on.
+            let _ = data.write_all(&rest).await;
+            rest.clear();
+            true
+        };
+        tokio::select! {
+            more = step => if !more { break None },
+            log = &mut detach, if detachable => match log {
+                Ok(log) => break Some(log),
+                Err(_) => detachable = false,
+            },
+        }
+    };
+    let _ = data.shutdown().await;
+    drop(data);
+    let Some(log) = log else { return };
+    match ConsoleLog::open(log) {
+        Ok(mut log) => {
+            // What the front had not taken when it left: perhaps some of it twice, rather than not at all.
+            log.write(&rest);
+            while let Some(chunk) = console.next().await {
+                log.write(&chunk.bytes);
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the console goes nowhere"),
+    }
+}
+
+/// Front to guest. The end of the front's input, or of the front, ends the guest's input and nothing else.
+pub(crate) async fn input(mut data: OwnedReadHalf, guest: OwnedFd) {
+    let Ok(mut guest) = pipe::Sender::from_owned_fd(guest) else { return };
+    let mut buffer = [0; 4096];
+    loop {
+        match data.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => {
+                // A guest that takes no input makes this wait, and the front with it: that is the back-pressure.
+                if guest.write_all(&buffer[..count]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The console of a detached machine: the last one to two [`ConsoleLog::LIMIT`] bytes in two files.
+struct ConsoleLog {
+    path: PathBuf,
+    file: File,
+    written: usize,
+}
+
+impl ConsoleLog {
+    const LIMIT: usize = 1 << 20;
+
+    fn open(path: PathBuf) -> io::Result<Self> {
+        Ok(Self { file: File::create(&path)?, path, written: 0 })
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if self.written + bytes.len() > Self::LIMIT {
+            self.turn();
+        }
+        self.written += bytes.len();
+        if let Err(error) = self.file.write_all(bytes) {
+            tracing::debug!(%error, "the console's log cannot be written");
+        }
+    }
+
+    fn turn(&mut self) {
+        let older = older(&self.path);
+        if std::fs::rename(&self.path, older).is_ok()
+            && let Ok(file) = File::create(&self.path)
+        {
+            self.file = file;
+            self.written = 0;
+        }
+    }
+}
+
+fn older(path: &Path) -> PathBuf {
+    path.with_extension("log.1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_of_a_detached_console_has_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        let mut log = ConsoleLog::open(path.clone()).unwrap();
+        let line = [b'x'; 1000];
+        for _ in 0..3500 {
+            log.write(&line);
+        }
+        let size = |path: &Path| std::fs::metadata(path).unwrap().len();
+        assert!(size(&older(&path)) <= ConsoleLog::LIMIT as u64);
+        assert!(size(&path) <= ConsoleLog::LIMIT as u64);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

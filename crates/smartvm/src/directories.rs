@@ -1,0 +1,201 @@
+//! Where smartvm keeps its things on this host, and that nobody else can meddle with them.
+
+use std::env;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use smartvm_core::explain::{Code, Explain, Happened};
+
+/// The directories of one host.
+///
+/// | | root | others | set by |
+/// | --- | --- | --- | --- |
+/// | `runtime` | `/run/smartvm` | `$XDG_RUNTIME_DIR/smartvm`, else `smartvm-<uid>` in the temporary directory | `SMARTVM_RUNTIME_DIR` |
+/// | `data` | `/var/lib/smartvm` | `$XDG_DATA_HOME/smartvm`, else `~/.local/share/smartvm` | `SMARTVM_DATA_DIR` |
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directories {
+    /// Sockets, locks, records and logs of running machines: gone after a reboot, as they are.
+    pub runtime: PathBuf,
+    /// What outlives a reboot. Nothing is written there yet.
+    pub data: PathBuf,
+}
+
+impl Directories {
+    /// Finds them by user and environment; makes nothing.
+    pub fn find() -> Self {
+        Self::of(rustix::process::geteuid().as_raw(), |name| {
+            env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+        })
+    }
+
+    fn of(uid: u32, variable: impl Fn(&str) -> Option<PathBuf>) -> Self {
+        let root = uid == 0;
+        let runtime = variable("SMARTVM_RUNTIME_DIR").unwrap_or_else(|| match variable("XDG_RUNTIME_DIR") {
+            _ if root => "/run/smartvm".into(),
+            Some(dir) => dir.join("smartvm"),
+            None => variable("TMPDIR").unwrap_or_else(|| "/tmp".into()).join(format!("smartvm-{uid}")),
+        });
+        let data = variable("SMARTVM_DATA_DIR").unwrap_or_else(|| {
+            if root {
+                return "/var/lib/smartvm".into();
+            }
+            let home = || variable("HOME").unwrap_or_else(|| "/".into()).join(".local/share");
+            variable("XDG_DATA_HOME").unwrap_or_else(home).join("smartvm")
+        });
+        Self { runtime, data }
+    }
+}
+
+/// A directory that smartvm cannot use as its own.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirectoryError {
+    /// It cannot be made or looked at.
+    #[error("cannot use the directory {}", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Others may change what lies in it, or it is not a directory of ours.
+    #[error("the directory {} is not private: {problem}", path.display())]
+    NotPrivate {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do about it.
+        remedy: String,
+    },
+}
+
+impl Explain for DirectoryError {
+    fn code(&self) -> Code {
+        Code::Host
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Io { .. } => {
+                "set SMARTVM_RUNTIME_DIR to a directory that this user can make and use".into()
+            }
+            Self::NotPrivate { remedy, .. } => remedy.clone(),
+        })
+    }
+
+    fn happened(&self) -> Happened {
+        Happened::NeverStarted
+    }
+}
+
+/// Makes `path` (and what is missing above it) a directory of ours that only we can use; answers its real path.
+///
+/// # Errors
+/// It cannot be made, or what is there belongs to somebody else or is writable for others.
+pub(crate) fn make_private(path: &Path) -> Result<PathBuf, DirectoryError> {
+    let failed = |source| DirectoryError::Io { path: path.to_owned(), source };
+    let path = std::path::absolute(path).map_err(failed)?;
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match DirBuilder::new().mode(0o700).create(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    check_private(&path)?;
+    fs::canonicalize(&path).map_err(failed)
+}
+
+/// Looks at the directory itself, never at what a symbolic link names: in a directory that all may write to, anybody
+/// could have put the link there.
+fn check_private(path: &Path) -> Result<(), DirectoryError> {
+    let metadata =
+        fs::symlink_metadata(path).map_err(|source| DirectoryError::Io { path: path.to_owned(), source })?;
+    let not_private = |problem: String, remedy: String| {
+        Err(DirectoryError::NotPrivate { path: path.to_owned(), problem, remedy })
+    };
+    let uid = rustix::process::geteuid().as_raw();
+    if metadata.is_symlink() {
+        let remedy = "name the directory itself in SMARTVM_RUNTIME_DIR, or remove the link".into();
+        return not_private("it is a symbolic link".into(), remedy);
+    }
+    if !metadata.is_dir() {
+        let remedy = format!("remove {} or name another place in SMARTVM_RUNTIME_DIR", path.display());
+        return not_private("it is not a directory".into(), remedy);
+    }
+    if metadata.uid() != uid {
+        let remedy = "name a directory of your own in SMARTVM_RUNTIME_DIR".into();
+        return not_private(format!("it belongs to uid {}, not to {uid}", metadata.uid()), remedy);
+    }
+    if metadata.mode() & 0o022 != 0 {
+        let remedy = format!("chmod 700 {}", path.display());
+        return not_private(format!("others may write to it (mode {:o})", metadata.mode() & 0o7777), remedy);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    fn of(uid: u32, variables: &[(&str, &str)]) -> Directories {
+        Directories::of(uid, |name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| PathBuf::from(value))
+        })
+    }
+
+    #[test]
+    fn root_has_fixed_places_and_others_follow_xdg() {
+        let root = of(0, &[("XDG_RUNTIME_DIR", "/run/user/0"), ("HOME", "/root")]);
+        assert_eq!(root, Directories { runtime: "/run/smartvm".into(), data: "/var/lib/smartvm".into() });
+        let user = of(1000, &[("XDG_RUNTIME_DIR", "/run/user/1000"), ("HOME", "/home/a")]);
+        assert_eq!(user.runtime, Path::new("/run/user/1000/smartvm"));
+        assert_eq!(user.data, Path::new("/home/a/.local/share/smartvm"));
+        let bare = of(1000, &[("TMPDIR", "/var/tmp"), ("XDG_DATA_HOME", "/d")]);
+        assert_eq!(bare, Directories { runtime: "/var/tmp/smartvm-1000".into(), data: "/d/smartvm".into() });
+        let set = of(0, &[("SMARTVM_RUNTIME_DIR", "/r"), ("SMARTVM_DATA_DIR", "/d")]);
+        assert_eq!(set, Directories { runtime: "/r".into(), data: "/d".into() });
+    }
+
+    #[test]
+    fn a_new_directory_is_ours_alone_and_is_taken_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        make_private(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+        make_private(&path).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused_with_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shared");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o770)).unwrap();
+        let error = make_private(&path).unwrap_err();
+        assert!(error.to_string().contains("mode 770"), "{error}");
+        assert_eq!(error.hint().unwrap(), format!("chmod 700 {}", path.display()));
+    }
+
+    #[test]
+    fn a_link_a_file_and_a_foreign_directory_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, file) = (dir.path().join("link"), dir.path().join("file"));
+        symlink(dir.path(), &link).unwrap();
+        fs::write(&file, "").unwrap();
+        for path in [&link, &file] {
+            assert!(matches!(make_private(path), Err(DirectoryError::NotPrivate { .. })), "{path:?}");
+        }
+        if rustix::process::geteuid().is_root() {
+            let foreign = dir.path().join("foreign");
+            fs::create_dir(&foreign).unwrap();
+            chown(&foreign, Some(65534), None).unwrap();
+            let error = make_private(&foreign).unwrap_err();
+            assert!(error.to_string().contains("uid 65534"), "{error}");
+        }
+    }
+}
