@@ -247,8 +247,8 @@ impl Timeline {
             };
         };
         row("process: Firecracker runs", Some(self.process_ms));
-        row("socket: its API socket takes a connection", Some(self.socket_ms));
-        row("InstanceStart: the API answers, the guest runs", Some(self.instance_start_ms));
+        row("socket: its API socket takes a connection", self.socket_ms);
+        row("InstanceStart: the API answers, the guest runs", self.instance_start_ms);
         row("first guest byte on the console", self.first_byte_ms);
         for mark in &self.marks {
             row(&format!("console says {:?}", mark.text), mark.ms);

@@ -264,8 +264,8 @@ impl Life {
         let at = self.machine.timeline();
         let timeline = Timeline {
             process_ms: ms(at.process),
-            socket_ms: ms(at.socket),
-            instance_start_ms: ms(at.api),
+            socket_ms: at.socket.map(ms),
+            instance_start_ms: at.api.map(ms),
             first_byte_ms: at.first_byte.map(ms),
             marks,
             end_ms,

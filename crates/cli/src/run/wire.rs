@@ -97,9 +97,9 @@ pub(crate) struct Timeline {
     /// The Firecracker process runs.
     pub(crate) process_ms: f64,
     /// Its API socket took a connection.
-    pub(crate) socket_ms: f64,
+    pub(crate) socket_ms: Option<f64>,
     /// Its API answered: the VM was built and InstanceStart done.
-    pub(crate) instance_start_ms: f64,
+    pub(crate) instance_start_ms: Option<f64>,
     /// The guest's first byte on the console.
     pub(crate) first_byte_ms: Option<f64>,
     /// When the marks first appeared on the console.
