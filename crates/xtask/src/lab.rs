@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
 /// Runs it and answers the exit code of the command inside.
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     if arguments.down && arguments.command.is_empty() && !arguments.shell {
-        let was_up = emulated::down().map_err(failure)?;
+        let was_up = emulated::down(&emulated::default_dir()).map_err(failure)?;
         println!("lab: {}", if was_up { "ended" } else { "none was up" });
         return Ok(ExitCode::SUCCESS);
     }

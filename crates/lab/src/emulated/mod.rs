@@ -53,20 +53,30 @@ pub struct Options {
     pub keep: Option<Duration>,
     /// How long to wait for another process that uses the lab of this worktree.
     pub patience: Duration,
+    /// Where the lab keeps its state and logs: one lab for each such directory.
+    pub dir: PathBuf,
     /// Asked now and then while something is awaited; when it says true, waiting ends with an error.
     pub interrupted: fn() -> bool,
 }
 
 impl Default for Options {
-    /// Kept for ten minutes; waits ten minutes for others.
+    /// Kept for ten minutes; waits ten minutes for others; the worktree's lab ([`default_dir`]).
     fn default() -> Self {
         Self {
             fresh: false,
             keep: Some(DEFAULT_IDLE),
             patience: Duration::from_secs(600),
+            dir: default_dir(),
             interrupted: || false,
         }
     }
+}
+
+/// Where the worktree's lab is: `SMARTVM_LAB_DIR`, else `lab` in the workspace's target directory.
+pub fn default_dir() -> PathBuf {
+    std::env::var_os("SMARTVM_LAB_DIR")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| workspace::target_dir().join("lab"))
 }
 
 /// How a lab came up.
@@ -182,7 +192,7 @@ impl Lab {
     /// # Errors
     /// When images cannot be built, the lab is in use for longer than the patience, or does not boot.
     pub fn up(options: &Options) -> Result<Self> {
-        let dir = workspace::target_dir().join("lab");
+        let dir = &options.dir;
         let plan = Plan::make(&Cache::open(), options.interrupted)?;
         let instance = Instance::take(&dir.join("instance"), options.patience)?;
         let log = RunLog::create(&dir.join("runs"))?;
@@ -364,12 +374,11 @@ impl Drop for Lab {
     }
 }
 
-/// Ends the worktree's lab if one is up. Answers whether one was.
+/// Ends the lab of this directory if it is up. Answers whether it was.
 ///
 /// # Errors
 /// When another process uses it.
-pub fn down() -> Result<bool> {
-    let dir = workspace::target_dir().join("lab");
+pub fn down(dir: &Path) -> Result<bool> {
     let instance = Instance::take(&dir.join("instance"), Duration::ZERO)?;
     let Some(record) = instance.load() else { return Ok(false) };
     let qemu = Qemu::adopt(instance.dir(), record.pid, record.started);
