@@ -1,6 +1,6 @@
 //! Test executables, run in the lab as `cargo test` runs them on the host.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{BIN, Command, GUEST, Input, Lab, Outcome, Stream};
@@ -73,7 +73,6 @@ pub fn environment() -> Vec<(String, String)> {
         ("SMARTVM_FIRECRACKER", format!("{BIN}/firecracker")),
         ("SMARTVM_JAILER", format!("{BIN}/jailer")),
         ("SMARTVM_LAB_GUEST_DIR", GUEST.to_owned()),
-        ("SMARTVM_BIN", format!("{BIN}/smartvm")),
         ("RUST_BACKTRACE", "1".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
@@ -110,13 +109,23 @@ pub fn run_test(
 ) -> Result<TestRun> {
     let file: String = test.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let path = format!("/opt/smartvm/tests/{file}");
-    lab.push_changed(&[(test.program.clone(), path.clone())])?;
+    let mut files = vec![(test.program.clone(), path.clone())];
+    // Tests know the product's program by the path that it was built at (`CARGO_BIN_EXE_smartvm`), so it lies
+    // at that path in the lab too.
+    let product = product_beside(&test.program);
+    if let Some((program, at)) = product.as_ref().and_then(|program| Some((program, program.to_str()?))) {
+        files.push((program.clone(), at.to_owned()));
+    }
+    lab.push_changed(&files)?;
     let mut command = Command::new(path)
         .args([format!("--test-threads={}", options.threads)])
         .args(options.arguments.clone())
         .timeout(options.timeout);
     for (name, value) in environment().into_iter().chain(options.env.clone()) {
         command = command.env(name, value);
+    }
+    if let Some(product) = &product {
+        command = command.env("SMARTVM_BIN", product.display().to_string());
     }
     let mut outcome = lab.run_with(&command, Input::None, sink)?;
     let mut retried = None;
@@ -130,6 +139,38 @@ pub fn run_test(
     Ok(TestRun { name: test.name.clone(), outcome, retried })
 }
 
+/// The workspace's `smartvm` that cargo built together with this test: `debug/smartvm` for `debug/deps/test-1`.
+fn product_beside(test: &Path) -> Option<PathBuf> {
+    let program = test.parent()?.parent()?.join("smartvm");
+    program.is_file().then_some(program)
+}
+
 fn lost_guest(outcome: &Outcome) -> bool {
     [&outcome.stdout, &outcome.stderr].iter().any(|text| String::from_utf8_lossy(text).contains(LOST_GUEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_product_lies_above_the_tests() {
+        let dir = tempfile::tempdir().unwrap();
+        let test = dir.path().join("deps/linux_run-0123");
+        assert_eq!(product_beside(&test), None);
+        std::fs::write(dir.path().join("smartvm"), "").unwrap();
+        assert_eq!(product_beside(&test), Some(dir.path().join("smartvm")));
+    }
+
+    #[test]
+    fn a_lost_guest_shows_in_either_stream() {
+        let outcome = |stderr: &str| Outcome {
+            exit: crate::wire::Exit::default(),
+            stdout: b"test a ... FAILED".to_vec(),
+            stderr: stderr.into(),
+            took: Duration::ZERO,
+        };
+        assert!(lost_guest(&outcome("[anonymous-instance:fc_vcpu 0] Received KVM_EXIT_SHUTDOWN signal")));
+        assert!(!lost_guest(&outcome("exit 1")));
+    }
 }
