@@ -86,12 +86,48 @@ fn through_fd(dir: &OwnedFd, name: &OsStr) -> PathBuf {
 /// `WouldBlock`: the listener's backlog is full, try again later. `ConnectionRefused`: nobody listens (yet).
 /// `NotFound`, `PermissionDenied` and others: as the kernel says; and those of [`short_path`].
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    let short = short_path(path)?;
-    let address = SocketAddrUnix::new(short.as_path())?;
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &address)?;
-    Ok(UnixStream::from(socket))
+    Connector::new(path)?.connect()
+}
+
+/// Connects to one path, again and again until it works: a refused socket serves for the next try.
+#[derive(Debug)]
+pub struct Connector {
+    address: SocketAddrUnix,
+    /// What `address` may lead through.
+    _short: ShortPath,
+    unconnected: Option<OwnedFd>,
+}
+
+impl Connector {
+    /// Tries nothing yet.
+    ///
+    /// # Errors
+    /// Those of [`short_path`].
+    pub fn new(path: &Path) -> io::Result<Self> {
+        let short = short_path(path)?;
+        Ok(Self { address: SocketAddrUnix::new(short.as_path())?, _short: short, unconnected: None })
+    }
+
+    /// One try.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub fn connect(&mut self) -> io::Result<UnixStream> {
+        let socket = match self.unconnected.take() {
+            Some(socket) => socket,
+            None => {
+                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+                rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?
+            }
+        };
+        match rustix::net::connect(&socket, &self.address) {
+            Ok(()) => Ok(UnixStream::from(socket)),
+            Err(errno) => {
+                self.unconnected = Some(socket);
+                Err(errno.into())
+            }
+        }
+    }
 }
 
 /// Whether the peer has closed its end, or has sent bytes that nobody asked for; either way the
@@ -120,6 +156,24 @@ mod tests {
         }
         std::fs::create_dir_all(&dir).unwrap();
         dir
+    }
+
+    #[test]
+    fn a_connector_works_after_any_number_of_refusals() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut connector = Connector::new(&path).unwrap();
+        assert_eq!(connector.connect().unwrap_err().kind(), io::ErrorKind::NotFound);
+        drop(UnixListener::bind(&path).unwrap());
+        assert_eq!(connector.connect().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        std::fs::remove_file(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        for _ in 0..2 {
+            let mut ours = connector.connect().unwrap();
+            let (mut theirs, _) = listener.accept().unwrap();
+            ours.write_all(b"x").unwrap();
+            theirs.read_exact(&mut [0]).unwrap();
+        }
     }
 
     fn listen(path: &Path) -> UnixListener {

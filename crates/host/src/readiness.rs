@@ -14,7 +14,7 @@ use tokio::time::{Instant as Deadline, sleep, timeout};
 use crate::error::SpawnError;
 use crate::launch::Readiness;
 use crate::process::Exit;
-use crate::spawner::{Connected, Owned, Started, try_connect};
+use crate::spawner::{Connected, Owned, Started, connector, try_connect};
 use crate::stuck::hangs_at_exit;
 use crate::vmm::Rung;
 use crate::watcher::Child;
@@ -136,13 +136,14 @@ enum Broken {
 async fn connect_late(owned: &Owned, api_sock: &Path, limit: Duration) -> Result<Connected, Stopped> {
     let child = &owned.child;
     let until = Deadline::from_std(child.running) + limit;
+    let mut connector = connector(api_sock)?;
     loop {
         tokio::select! {
             biased;
             ended = child.wait() => return Err(Stopped::Exited(ended.exit)),
             () = sleep(Duration::from_millis(2)) => {}
         }
-        if let Some(connected) = try_connect(child, api_sock)? {
+        if let Some(connected) = try_connect(child, api_sock, &mut connector)? {
             return Ok(connected);
         }
         if Deadline::now() >= until {

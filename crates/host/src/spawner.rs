@@ -23,10 +23,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 use smartvm_firecracker::api::InstanceInfo;
 use smartvm_firecracker::first_answer::FirstAnswer;
-use smartvm_firecracker::socket;
+use smartvm_firecracker::socket::{Connector, SUN_PATH_MAX};
 use tokio::sync::oneshot;
 
-use crate::clone::{ChildPlan, ChildStack, Stdio, above_stdio, clone_exec, fine_timer};
+use crate::clone::{ChildPlan, Cradle, Stdio, clone_exec, fine_timer};
 use crate::error::SpawnError;
 use crate::launch::{ConsoleInput, Launch, Lifetime, c_string};
 use crate::socket_path::{OwnSocket, listener_pid, make_way};
@@ -125,15 +125,18 @@ fn pool() -> Result<&'static Pool, SpawnError> {
     static POOL: OnceLock<Pool> = OnceLock::new();
     static THREADS: Mutex<usize> = Mutex::new(0);
     let pool = POOL.get_or_init(Pool::default);
-    let wanted = thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 32));
     let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+    if *threads > 0 {
+        return Ok(pool);
+    }
+    let wanted = thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 32));
     while *threads < wanted {
-        let stack =
-            ChildStack::new().map_err(|source| SpawnError::host("map a stack for children", source))?;
+        let cradle =
+            Cradle::new().map_err(|source| SpawnError::host("prepare the making of processes", source))?;
         let made = thread::Builder::new()
             .name("vmm-spawner".into())
             .stack_size(128 * 1024)
-            .spawn(move || pool.serve(stack));
+            .spawn(move || pool.serve(cradle));
         match made {
             Ok(_) => *threads += 1,
             // One is enough to go on with.
@@ -150,7 +153,7 @@ impl Pool {
         self.arrived.notify_one();
     }
 
-    fn serve(&self, mut stack: ChildStack) {
+    fn serve(&self, mut cradle: Cradle) {
         fine_timer();
         loop {
             let job = {
@@ -165,10 +168,10 @@ impl Pool {
             // being dropped.
             match job {
                 Some(Job::Vmm { launch, reply }) if !reply.is_closed() => {
-                    let _ = reply.send(spawn_vmm(&launch, &mut stack));
+                    let _ = reply.send(spawn_vmm(&launch, &mut cradle));
                 }
                 Some(Job::Program { argv, reply }) if !reply.is_closed() => {
-                    let _ = reply.send(spawn_program(argv, &mut stack));
+                    let _ = reply.send(spawn_program(argv, &mut cradle));
                 }
                 Some(_) | None => {}
             }
@@ -176,7 +179,7 @@ impl Pool {
     }
 }
 
-fn spawn_vmm(launch: &Launch, stack: &mut ChildStack) -> Result<Started, SpawnError> {
+fn spawn_vmm(launch: &Launch, cradle: &mut Cradle) -> Result<Started, SpawnError> {
     let watcher = Watcher::get().map_err(|source| SpawnError::host("watch processes", source))?;
     let api_sock = std::path::absolute(&launch.api_sock)
         .map_err(|source| SpawnError::host("resolve the path of the API socket", source))?;
@@ -198,7 +201,7 @@ fn spawn_vmm(launch: &Launch, stack: &mut ChildStack) -> Result<Started, SpawnEr
         directory: directory.as_ref().map(|fd| fd.as_fd()),
     };
     let (pid, pidfd) =
-        clone_exec(&plan, &stdio, stack).map_err(|failed| SpawnError::exec(&launch.exec_file, failed))?;
+        clone_exec(&plan, &stdio, cradle).map_err(|failed| SpawnError::exec(&launch.exec_file, failed))?;
     let running = Instant::now();
     drop((stdin, stdout, stderr, directory));
 
@@ -213,7 +216,7 @@ fn spawn_vmm(launch: &Launch, stack: &mut ChildStack) -> Result<Started, SpawnEr
     Ok(Started { owned, console_input, connected })
 }
 
-fn spawn_program(argv: Vec<CString>, stack: &mut ChildStack) -> Result<Started, SpawnError> {
+fn spawn_program(argv: Vec<CString>, cradle: &mut Cradle) -> Result<Started, SpawnError> {
     let watcher = Watcher::get().map_err(|source| SpawnError::host("watch processes", source))?;
     let Some(exec_file) = argv.first().cloned() else {
         return Err(SpawnError::host("start a program without a name", io::ErrorKind::InvalidInput));
@@ -224,7 +227,7 @@ fn spawn_program(argv: Vec<CString>, stack: &mut ChildStack) -> Result<Started, 
     let (stdout, stderr, pipes) = outputs(&Lifetime::WithOwner)?;
     let stdio =
         Stdio { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd(), directory: None };
-    let (pid, pidfd) = clone_exec(&plan, &stdio, stack).map_err(|failed| SpawnError::exec(&path, failed))?;
+    let (pid, pidfd) = clone_exec(&plan, &stdio, cradle).map_err(|failed| SpawnError::exec(&path, failed))?;
     let running = Instant::now();
     drop((stdin, stdout, stderr));
     let child = Arc::new(Child::new(pid, pidfd, running, 64 * 1024, None));
@@ -245,8 +248,7 @@ fn watched(watcher: &Watcher, child: Arc<Child>, pipes: Pipes, detached: bool) -
 /// How the child names its socket. Firecracker passes the name to bind(2), which takes 107 bytes (unix(7)): a longer
 /// path is given through a descriptor of its directory.
 fn childs_view(api_sock: &Path) -> Result<(PathBuf, Option<OwnedFd>), SpawnError> {
-    const LONGEST: usize = 107;
-    if api_sock.as_os_str().len() <= LONGEST {
+    if api_sock.as_os_str().len() <= SUN_PATH_MAX {
         return Ok((api_sock.to_owned(), None));
     }
     let unusable = |problem, source| SpawnError::SocketPath { path: api_sock.to_owned(), problem, source };
@@ -254,14 +256,12 @@ fn childs_view(api_sock: &Path) -> Result<(PathBuf, Option<OwnedFd>), SpawnError
         return Err(unusable("it has no file name", None));
     };
     let short = Path::new(DIRECTORY_FD).join(name);
-    if short.as_os_str().len() > LONGEST {
+    if short.as_os_str().len() > SUN_PATH_MAX {
         return Err(unusable("its file name is too long: at most 91 bytes fit into a socket address", None));
     }
     let directory =
         rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(io::Error::from)
-            .and_then(above_stdio)
-            .map_err(|source| unusable("its directory cannot be opened", Some(source)))?;
+            .map_err(|errno| unusable("its directory cannot be opened", Some(errno.into())))?;
     Ok((short, Some(directory)))
 }
 
@@ -295,22 +295,16 @@ fn append_to(path: Option<&Path>) -> Result<OwnedFd, SpawnError> {
     let Some(path) = path else { return open_null(OFlags::WRONLY) };
     // Firecracker opens its log a second time through /proc, for reading and writing.
     let file: io::Result<File> = OpenOptions::new().create(true).read(true).append(true).open(path);
-    file.and_then(|file| above_stdio(file.into()))
-        .map_err(|source| SpawnError::host("open the output file", source))
+    file.map(OwnedFd::from).map_err(|source| SpawnError::host("open the output file", source))
 }
 
 fn open_null(flags: OFlags) -> Result<OwnedFd, SpawnError> {
     rustix::fs::open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty())
-        .map_err(io::Error::from)
-        .and_then(above_stdio)
         .map_err(|source| SpawnError::host("open /dev/null", source))
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), SpawnError> {
-    pipe_with(PipeFlags::CLOEXEC)
-        .map_err(io::Error::from)
-        .and_then(|(read, write)| Ok((above_stdio(read)?, above_stdio(write)?)))
-        .map_err(|source| SpawnError::host("make a pipe", source))
+    pipe_with(PipeFlags::CLOEXEC).map_err(|source| SpawnError::host("make a pipe", source))
 }
 
 /// Only our end: the flag belongs to the open file, which the two ends do not share.
@@ -321,8 +315,9 @@ fn nonblocking(fd: &OwnedFd) -> Result<(), SpawnError> {
 
 /// Tries to connect until it works, the child ends or the patience does.
 fn connect_soon(child: &Child, api_sock: &Path) -> Result<Option<Connected>, SpawnError> {
+    let mut connector = connector(api_sock)?;
     loop {
-        if let Some(connected) = try_connect(child, api_sock)? {
+        if let Some(connected) = try_connect(child, api_sock, &mut connector)? {
             return Ok(Some(connected));
         }
         let waited = child.running.elapsed();
@@ -334,12 +329,24 @@ fn connect_soon(child: &Child, api_sock: &Path) -> Result<Option<Connected>, Spa
     }
 }
 
+pub(crate) fn connector(api_sock: &Path) -> Result<Connector, SpawnError> {
+    Connector::new(api_sock).map_err(|source| SpawnError::SocketPath {
+        path: api_sock.to_owned(),
+        problem: "it does not fit into a socket address",
+        source: Some(source),
+    })
+}
+
 /// One try. `None` while nobody listens.
 ///
 /// The socket file is there before Firecracker listens, so only a connection counts; and only one to our own child:
 /// another process may have taken the path meanwhile.
-pub(crate) fn try_connect(child: &Child, api_sock: &Path) -> Result<Option<Connected>, SpawnError> {
-    let Ok(stream) = socket::connect(api_sock) else { return Ok(None) };
+pub(crate) fn try_connect(
+    child: &Child,
+    api_sock: &Path,
+    connector: &mut Connector,
+) -> Result<Option<Connected>, SpawnError> {
+    let Ok(stream) = connector.connect() else { return Ok(None) };
     match listener_pid(&stream) {
         Some(pid) if pid != child.pid.as_raw_pid() => {
             child.disown_socket();
