@@ -10,6 +10,8 @@
 //! * [`error`]: what can go wrong with a request
 //! * [`client`]: one connection to one VMM
 //! * [`first_answer`]: the first `GET /` of a start, without an async runtime
+//! * [`log`], [`metrics`], [`exit_code`]: what a VMM says beside its API
+//! * `spec`: a config file as the spec that the core checks ([`VmConfig::to_spec`])
 //! * [`socket`]: connecting without blocking, whatever the length of the path
 
 pub mod api;
@@ -17,8 +19,12 @@ pub mod capability;
 pub mod client;
 pub mod config_file;
 pub mod error;
+pub mod exit_code;
 pub mod first_answer;
+pub mod log;
+pub mod metrics;
 pub mod socket;
+mod spec;
 pub mod version;
 
 pub use client::Client;
