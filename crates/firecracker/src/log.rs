@@ -23,10 +23,13 @@ pub struct LogLine<'a> {
     /// The level, with `show_level`.
     pub level: Option<LogLevel>,
     /// Source file and line, with `show_log_origin`.
-    pub origin: Option<(&'a str, u32)>,
+    pub origin: Option<Origin<'a>>,
     /// The message.
     pub message: &'a str,
 }
+
+/// A source file of Firecracker and a line in it.
+pub type Origin<'a> = (&'a str, u32);
 
 impl<'a> LogLine<'a> {
     /// Reads one line, without its line feed. `None`: it is not the first line of a message, but a further
@@ -60,7 +63,7 @@ fn is_timestamp(text: &str) -> bool {
 }
 
 /// What follows the thread's name: a level, an origin, or both.
-fn level_and_origin(text: &str) -> Option<(Option<LogLevel>, Option<(&str, u32)>)> {
+fn level_and_origin(text: &str) -> Option<(Option<LogLevel>, Option<Origin<'_>>)> {
     if let Some(level) = LogLevel::parse(text) {
         return Some((Some(level), None));
     }

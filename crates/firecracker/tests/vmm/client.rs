@@ -94,13 +94,17 @@ async fn one_connection_carries_all_requests() {
 
 #[tokio::test]
 async fn a_closed_connection_is_replaced_for_the_next_request() {
-    let peer = Peer::new(|_, mut stream| {
+    let (log, closed) = mpsc::channel();
+    let peer = Peer::new(move |_, mut stream| {
         request(&mut stream);
         stream.write_all(ANSWER.as_bytes()).unwrap();
+        drop(stream);
+        log.send(()).unwrap();
     });
     let client = peer.client();
     for _ in 0..20 {
         assert_eq!(client.raw(Verb::Get, "/", None).await.unwrap().status, 200);
+        closed.recv().unwrap();
     }
 }
 
