@@ -1,2 +1,381 @@
-//! Under construction.
-fn main() {}
+//! `cargo xtask bench start`: what starting and stopping VMs costs, against doing it by hand.
+//!
+//! One at a time: by turns ours and the floor, in this process. Many at once: each batch in a process of its own, so
+//! that its CPU time and memory are its own.
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use serde::{Deserialize, Serialize};
+use smartvm_bench::figure::{Better, Figure, Target, keep, table};
+use smartvm_bench::floor::{Raw, get_instance, own_cpu_ms};
+use smartvm_bench::scene::{MEM_SIZE_MIB, Scene};
+use smartvm_core::bare_metal::Guest;
+use smartvm_host::process::ProcessId;
+use smartvm_host::{Ladder, Launch, LogLevel, Vmm};
+use tokio::runtime::Runtime;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// What starting and stopping VMs costs, against doing it by hand.
+#[derive(Parser)]
+struct Arguments {
+    /// Interleaved runs of each single-VM figure.
+    #[arg(long, default_value_t = 60)]
+    runs: usize,
+    /// Batches of 50 at once; batches of 200 are a quarter of it. The default makes 2,000 starts of ours.
+    #[arg(long, default_value_t = 20)]
+    batches: usize,
+    /// End with status 1 when a target is missed.
+    #[arg(long)]
+    enforce: bool,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// What this program runs as a process of its own.
+#[derive(Subcommand)]
+enum Part {
+    /// N at once by hand.
+    FloorBatch { n: usize },
+    /// N at once by smartvm.
+    OurBatch { n: usize },
+    /// Keeps one core busy until killed.
+    Spin,
+}
+
+/// What a batch tells its parent.
+#[derive(Debug, Serialize, Deserialize)]
+struct Batch {
+    /// From the first spawn to the last first byte.
+    ms: f64,
+    cpu_ms_per_vm: f64,
+    rss_kib_per_vm: f64,
+    lost: usize,
+    left_behind: usize,
+}
+
+const TARGETS: &[Target] = &[
+    Target { figure: "ready", says: "<= 1.2x", met: |f| f.ratio.is_some_and(|r| r <= 1.2) },
+    Target {
+        figure: "ready-busy",
+        says: "<= floor + 1.5 ms",
+        met: |f| f.floor_median.is_some_and(|floor| f.median <= floor + 1.5),
+    },
+    Target { figure: "first-byte-vs-api", says: "<= 1.0x", met: |f| f.ratio.is_some_and(|r| r <= 1.0) },
+    Target { figure: "first-byte-vs-config", says: "<= 1.1x", met: |f| f.ratio.is_some_and(|r| r <= 1.1) },
+    Target {
+        figure: "stop",
+        says: "<= floor + 1 ms",
+        met: |f| f.floor_median.is_some_and(|floor| f.median <= floor + 1.0),
+    },
+    Target {
+        figure: "start-50",
+        says: ">= 90% of the floor",
+        met: |f| f.ratio.is_some_and(|r| r <= 1.0 / 0.9),
+    },
+    Target {
+        figure: "start-200",
+        says: ">= 90% of the floor",
+        met: |f| f.ratio.is_some_and(|r| r <= 1.0 / 0.9),
+    },
+    Target { figure: "manager-cpu", says: "<= 0.3 ms", met: |f| f.median <= 0.3 },
+    Target { figure: "manager-rss", says: "<= 20 KiB", met: |f| f.median <= 20.0 },
+    Target { figure: "lost-or-left", says: "none", met: |f| f.p99 == 0.0 },
+];
+
+fn main() -> Outcome<ExitCode> {
+    let arguments = Arguments::parse();
+    match arguments.part {
+        Some(Part::FloorBatch { n }) => print_batch(&floor_batch(n)?),
+        Some(Part::OurBatch { n }) => print_batch(&our_batch(n)?),
+        Some(Part::Spin) => loop {
+            std::hint::spin_loop();
+        },
+        None => bench(&arguments),
+    }
+}
+
+fn print_batch(batch: &Batch) -> Outcome<ExitCode> {
+    println!("{}", serde_json::to_string(batch)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn bench(arguments: &Arguments) -> Outcome<ExitCode> {
+    let bench = Bench::new()?;
+    let mut figures = Vec::new();
+    println!("bench start: {} interleaved runs, {} batches of 50", arguments.runs, arguments.batches);
+    figures.push(bench.ready("ready", arguments.runs)?);
+    {
+        let _busy: Vec<Spinner> = (0..cores()).map(|_| Spinner::start()).collect::<Outcome<_>>()?;
+        figures.push(bench.ready("ready-busy", arguments.runs)?);
+    }
+    figures.extend(bench.first_byte(arguments.runs)?);
+    figures.push(bench.stop(arguments.runs)?);
+    figures.extend(batches(arguments.batches)?);
+
+    println!("{}", table(&figures, TARGETS));
+    let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    println!("kept in {}", keep(&target_dir, "start", &figures)?.display());
+    let missed = figures
+        .iter()
+        .any(|figure| TARGETS.iter().any(|target| target.figure == figure.figure && !(target.met)(figure)));
+    Ok(if missed && arguments.enforce { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// What the figures of one VM at a time share.
+struct Bench {
+    runtime: Runtime,
+    firecracker: PathBuf,
+    idle: Scene,
+}
+
+impl Bench {
+    fn new() -> Outcome<Self> {
+        Ok(Self {
+            runtime: runtime()?,
+            firecracker: smartvm_lab::firecracker(),
+            idle: Scene::new(Guest::ByteThenIdle)?,
+        })
+    }
+
+    /// From the call until the API has answered.
+    fn ready(&self, name: &str, runs: usize) -> Outcome<Figure> {
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let begun = Instant::now();
+            let (raw, mut stream) = Raw::with_api(&self.firecracker, &self.idle.socket(0))?;
+            get_instance(&mut stream)?;
+            floor.push(ms(begun.elapsed()));
+            raw.signal(9);
+            raw.reap();
+
+            let launch = quiet(Launch::new(&self.firecracker, self.idle.socket(1)));
+            ours.push(self.runtime.block_on(async {
+                let begun = Instant::now();
+                let vmm = Vmm::spawn(launch).await?;
+                let took = ms(begun.elapsed());
+                vmm.stop(&Ladder::kill_now()).await?;
+                Outcome::Ok(took)
+            })?);
+        }
+        Ok(Figure::against(name, "ms", Better::Lower, &ours, &floor))
+    }
+
+    /// From the call until the caller holds the guest's first byte.
+    fn first_byte(&self, runs: usize) -> Outcome<[Figure; 2]> {
+        let (mut ours, mut by_api, mut by_config) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let begun = Instant::now();
+            let socket = self.idle.socket(0);
+            let mut raw = Raw::by_api_calls(&self.firecracker, &socket, &self.idle.kernel(), MEM_SIZE_MIB)?;
+            raw.first_byte()?;
+            by_api.push(ms(begun.elapsed()));
+            raw.signal(9);
+            raw.reap();
+
+            let launch = configured(&self.firecracker, &self.idle, 1);
+            ours.push(self.runtime.block_on(async {
+                let begun = Instant::now();
+                let vmm = Vmm::spawn(launch).await?;
+                vmm.console().reader().next().await.ok_or("the guest said nothing")?;
+                let took = ms(begun.elapsed());
+                vmm.stop(&Ladder::kill_now()).await?;
+                Outcome::Ok(took)
+            })?);
+
+            let begun = Instant::now();
+            let mut raw = Raw::without_api(&self.firecracker, &self.idle.config())?;
+            raw.first_byte()?;
+            by_config.push(ms(begun.elapsed()));
+            raw.signal(9);
+            raw.reap();
+        }
+        Ok([
+            Figure::against("first-byte-vs-api", "ms", Better::Lower, &ours, &by_api),
+            Figure::against("first-byte-vs-config", "ms", Better::Lower, &ours, &by_config),
+        ])
+    }
+
+    /// SIGTERM to a running VM, until it is reaped and its socket removed.
+    fn stop(&self, runs: usize) -> Outcome<Figure> {
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let socket = self.idle.socket(0);
+            let mut raw = Raw::by_api_calls(&self.firecracker, &socket, &self.idle.kernel(), MEM_SIZE_MIB)?;
+            raw.first_byte()?;
+            let begun = Instant::now();
+            raw.signal(15);
+            raw.reap();
+            floor.push(ms(begun.elapsed()));
+
+            let launch = configured(&self.firecracker, &self.idle, 1);
+            ours.push(self.runtime.block_on(async {
+                let vmm = Vmm::spawn(launch).await?;
+                vmm.console().reader().next().await.ok_or("the guest said nothing")?;
+                let begun = Instant::now();
+                vmm.stop(&Ladder::default()).await?;
+                Outcome::Ok(ms(begun.elapsed()))
+            })?);
+        }
+        Ok(Figure::against("stop", "ms", Better::Lower, &ours, &floor))
+    }
+}
+
+fn runtime() -> Outcome<Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+fn quiet(mut launch: Launch) -> Launch {
+    launch.log.level = Some(LogLevel::Off);
+    launch
+}
+
+fn configured(firecracker: &Path, scene: &Scene, number: usize) -> Launch {
+    let mut launch = quiet(Launch::new(firecracker, scene.socket(number)));
+    launch.config_file = Some(scene.config());
+    launch
+}
+
+fn batches(batches: usize) -> Outcome<Vec<Figure>> {
+    let mut figures = Vec::new();
+    let (mut cpu, mut rss, mut lost_or_left, mut starts) = (Vec::new(), Vec::new(), 0, 0);
+    for (n, rounds) in [(50, batches), (200, batches.div_ceil(4))] {
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            let by_hand = part("floor-batch", n)?;
+            floor.push(n as f64 / by_hand.ms * 1e3);
+            let by_us = part("our-batch", n)?;
+            ours.push(n as f64 / by_us.ms * 1e3);
+            lost_or_left += by_us.lost + by_us.left_behind;
+            starts += n;
+            if n == 200 {
+                cpu.push(by_us.cpu_ms_per_vm);
+                rss.push(by_us.rss_kib_per_vm);
+            }
+        }
+        figures.push(Figure::against(&format!("start-{n}"), "VMs/s", Better::Higher, &ours, &floor));
+    }
+    figures.push(Figure::alone("manager-cpu", "ms/VM", &cpu));
+    figures.push(Figure::alone("manager-rss", "KiB/VM", &rss));
+    let mut lost = Figure::alone("lost-or-left", "VMs", &[lost_or_left as f64]);
+    lost.n = starts;
+    figures.push(lost);
+    Ok(figures)
+}
+
+/// Runs a batch in a process of its own.
+fn part(name: &str, n: usize) -> Outcome<Batch> {
+    let output = Command::new(std::env::current_exe()?)
+        .args([name, &n.to_string()])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !output.status.success() {
+        return Err(format!("{name} {n}: {}", output.status).into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// All are spawned before any is waited for: their waits inside the kernel overlap.
+fn floor_batch(n: usize) -> Outcome<Batch> {
+    let (firecracker, scene) = (smartvm_lab::firecracker(), Scene::new(Guest::ByteThenIdle)?);
+    let (cpu_before, begun) = (own_cpu_ms(), Instant::now());
+    let mut raws: Vec<Raw> =
+        (0..n).map(|_| Raw::without_api(&firecracker, &scene.config())).collect::<std::io::Result<_>>()?;
+    for raw in &mut raws {
+        raw.first_byte()?;
+    }
+    let (took, cpu) = (begun.elapsed(), own_cpu_ms() - cpu_before);
+    for raw in &raws {
+        raw.signal(9);
+    }
+    raws.into_iter().for_each(Raw::reap);
+    Ok(Batch { ms: ms(took), cpu_ms_per_vm: cpu / n as f64, rss_kib_per_vm: 0.0, lost: 0, left_behind: 0 })
+}
+
+fn our_batch(n: usize) -> Outcome<Batch> {
+    let (firecracker, scene) = (smartvm_lab::firecracker(), Scene::new(Guest::ByteThenIdle)?);
+    runtime()?.block_on(async {
+        // Threads and pools are made once in a manager's life, not once a VM.
+        for vmm in start_all(&firecracker, &scene, 8).await.0 {
+            vmm.stop(&Ladder::kill_now()).await?;
+        }
+        let (rss_before, cpu_before, begun) = (rss_kib()?, own_cpu_ms(), Instant::now());
+        let (vmms, lost) = start_all(&firecracker, &scene, n).await;
+        let (took, cpu, rss) = (begun.elapsed(), own_cpu_ms() - cpu_before, rss_kib()?);
+
+        let identities: Vec<ProcessId> = vmms.iter().filter_map(|vmm| vmm.process_id().ok()?).collect();
+        let stops: Vec<_> = vmms
+            .into_iter()
+            .map(|vmm| tokio::spawn(async move { vmm.stop(&Ladder::kill_now()).await.is_ok() }))
+            .collect();
+        let mut left_behind = 0;
+        for stop in stops {
+            left_behind += usize::from(!stop.await?);
+        }
+        left_behind += identities.iter().filter(|identity| identity.is_alive().unwrap_or(true)).count();
+        left_behind += scene.sockets_left()?;
+        Ok(Batch {
+            ms: ms(took),
+            cpu_ms_per_vm: cpu / n as f64,
+            rss_kib_per_vm: (rss - rss_before) / n as f64,
+            lost,
+            left_behind,
+        })
+    })
+}
+
+/// The running VMs, each past its first byte, and how many did not get there.
+async fn start_all(firecracker: &Path, scene: &Scene, n: usize) -> (Vec<Vmm>, usize) {
+    let starts: Vec<_> = (0..n)
+        .map(|number| {
+            let launch = configured(firecracker, scene, number);
+            tokio::spawn(async move {
+                let vmm = Vmm::spawn(launch).await.map_err(|error| eprintln!("lost: {error}")).ok()?;
+                vmm.console().reader().next().await.is_some().then_some(vmm)
+            })
+        })
+        .collect();
+    let mut vmms = Vec::new();
+    for start in starts {
+        vmms.extend(start.await.ok().flatten());
+    }
+    let lost = n - vmms.len();
+    (vmms, lost)
+}
+
+fn rss_kib() -> Outcome<f64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line =
+        status.lines().find(|line| line.starts_with("VmRSS:")).ok_or("no VmRSS in /proc/self/status")?;
+    Ok(line.split_ascii_whitespace().nth(1).ok_or("no number in VmRSS")?.parse()?)
+}
+
+/// One busy core.
+struct Spinner(Child);
+
+impl Spinner {
+    fn start() -> Outcome<Self> {
+        Ok(Self(Command::new(std::env::current_exe()?).arg("spin").spawn()?))
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
