@@ -30,6 +30,9 @@ struct Arguments {
     /// Batches of 50 at once; batches of 200 are a quarter of it. The default makes 2,000 starts of ours.
     #[arg(long, default_value_t = 20)]
     batches: usize,
+    /// Only these parts: `ready`, `ready-busy`, `first-byte`, `stop`, `batches`.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// End with status 1 when a target is missed.
     #[arg(long)]
     enforce: bool,
@@ -109,14 +112,23 @@ fn bench(arguments: &Arguments) -> Outcome<ExitCode> {
     let bench = Bench::new()?;
     let mut figures = Vec::new();
     println!("bench start: {} interleaved runs, {} batches of 50", arguments.runs, arguments.batches);
-    figures.push(bench.ready("ready", arguments.runs)?);
-    {
+    let wanted = |part: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == part);
+    if wanted("ready") {
+        figures.push(bench.ready("ready", arguments.runs)?);
+    }
+    if wanted("ready-busy") {
         let _busy: Vec<Spinner> = (0..cores()).map(|_| Spinner::start()).collect::<Outcome<_>>()?;
         figures.push(bench.ready("ready-busy", arguments.runs)?);
     }
-    figures.extend(bench.first_byte(arguments.runs)?);
-    figures.push(bench.stop(arguments.runs)?);
-    figures.extend(batches(arguments.batches)?);
+    if wanted("first-byte") {
+        figures.extend(bench.first_byte(arguments.runs)?);
+    }
+    if wanted("stop") {
+        figures.push(bench.stop(arguments.runs)?);
+    }
+    if wanted("batches") {
+        figures.extend(batches(arguments.batches)?);
+    }
 
     println!("{}", table(&figures, TARGETS));
     let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
