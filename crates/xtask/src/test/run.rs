@@ -7,10 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use smartvm_lab::cache::Cache;
 use smartvm_lab::emulated::{self, Lab, TestOptions, TestProgram};
+use smartvm_lab::guest;
 use tempfile::TempDir;
 
-use super::build::Suite;
+use super::build::{Needs, Suite};
 use super::place::Place;
 use super::{Outcome, libtest};
 use crate::command;
@@ -85,6 +87,15 @@ impl Session {
                 let mut program = Command::new(&suite.program);
                 program.args(&self.filter).current_dir(&suite.folder);
                 program.env("CARGO_MANIFEST_DIR", &suite.folder);
+                if suite.needs == Needs::LinuxGuests {
+                    let assets = guest::assets(&Cache::open()).map_err(lab::failure)?;
+                    let folder = assets.vmlinux.parent().unwrap_or(&assets.vmlinux);
+                    program.env("SMARTVM_LAB_GUEST_DIR", folder);
+                }
+                // Cargo puts the programs of the workspace one folder above those of the tests.
+                if let Some(built) = suite.program.ancestors().nth(2) {
+                    program.env("SMARTVM_BIN", built.join("smartvm"));
+                }
                 let outcome = self.run_here(&suite.name, &mut program)?;
                 self.look_for_orphans(&suite.name);
                 Ok(outcome)
@@ -264,9 +275,7 @@ fn announce(name: &str) {
 
 fn bring_up_lab() -> Result<Lab> {
     println!("test: bringing up the lab (seconds; minutes the first time, when it is built)");
-    let lab = lab::up(false)?;
-    lab.push_workspace_build().map_err(lab::failure)?;
-    Ok(lab)
+    lab::up(false)
 }
 
 fn entries(folder: &Path) -> Vec<String> {
