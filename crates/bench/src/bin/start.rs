@@ -165,85 +165,115 @@ impl Bench {
 
     /// From the call until the API has answered.
     fn ready(&self, name: &str, runs: usize) -> Outcome<Figure> {
-        let (mut ours, mut floor) = (Vec::new(), Vec::new());
-        for _ in 0..runs {
-            let begun = Instant::now();
-            let (raw, mut stream) = Raw::with_api(&self.firecracker, &self.idle.socket(0))?;
-            get_instance(&mut stream)?;
-            floor.push(ms(begun.elapsed()));
-            raw.signal(9);
-            raw.reap();
-
-            let launch = quiet(Launch::new(&self.firecracker, self.idle.socket(1)));
-            ours.push(self.runtime.block_on(async {
-                let begun = Instant::now();
-                let vmm = Vmm::spawn(launch).await?;
-                let took = ms(begun.elapsed());
-                vmm.stop(&Ladder::kill_now()).await?;
-                Outcome::Ok(took)
-            })?);
-        }
+        let [ours, floor] = by_turns(runs, [&|| self.our_ready(), &|| self.floor_ready()])?;
         Ok(Figure::against(name, "ms", Better::Lower, &ours, &floor))
+    }
+
+    fn our_ready(&self) -> Outcome<f64> {
+        let launch = quiet(Launch::new(&self.firecracker, self.idle.socket(1)));
+        self.runtime.block_on(async {
+            let begun = Instant::now();
+            let vmm = Vmm::spawn(launch).await?;
+            let took = ms(begun.elapsed());
+            vmm.stop(&Ladder::kill_now()).await?;
+            Ok(took)
+        })
+    }
+
+    fn floor_ready(&self) -> Outcome<f64> {
+        let begun = Instant::now();
+        let (raw, mut stream) = Raw::with_api(&self.firecracker, &self.idle.socket(0))?;
+        get_instance(&mut stream)?;
+        let took = ms(begun.elapsed());
+        raw.signal(9);
+        raw.reap();
+        Ok(took)
     }
 
     /// From the call until the caller holds the guest's first byte.
     fn first_byte(&self, runs: usize) -> Outcome<[Figure; 2]> {
-        let (mut ours, mut by_api, mut by_config) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..runs {
-            let begun = Instant::now();
-            let socket = self.idle.socket(0);
-            let mut raw = Raw::by_api_calls(&self.firecracker, &socket, &self.idle.kernel(), MEM_SIZE_MIB)?;
-            raw.first_byte()?;
-            by_api.push(ms(begun.elapsed()));
-            raw.signal(9);
-            raw.reap();
-
-            let launch = configured(&self.firecracker, &self.idle, 1);
-            ours.push(self.runtime.block_on(async {
-                let begun = Instant::now();
-                let vmm = Vmm::spawn(launch).await?;
-                vmm.console().reader().next().await.ok_or("the guest said nothing")?;
-                let took = ms(begun.elapsed());
-                vmm.stop(&Ladder::kill_now()).await?;
-                Outcome::Ok(took)
-            })?);
-
-            let begun = Instant::now();
-            let mut raw = Raw::without_api(&self.firecracker, &self.idle.config())?;
-            raw.first_byte()?;
-            by_config.push(ms(begun.elapsed()));
-            raw.signal(9);
-            raw.reap();
-        }
+        let [ours, by_api, by_config] = by_turns(
+            runs,
+            [&|| self.our_first_byte(), &|| self.floor_first_byte(&|| self.by_api_calls()), &|| {
+                self.floor_first_byte(&|| Raw::without_api(&self.firecracker, &self.idle.config()))
+            }],
+        )?;
         Ok([
             Figure::against("first-byte-vs-api", "ms", Better::Lower, &ours, &by_api),
             Figure::against("first-byte-vs-config", "ms", Better::Lower, &ours, &by_config),
         ])
     }
 
+    fn our_first_byte(&self) -> Outcome<f64> {
+        self.runtime.block_on(async {
+            let begun = Instant::now();
+            let vmm = self.running().await?;
+            let took = ms(begun.elapsed());
+            vmm.stop(&Ladder::kill_now()).await?;
+            Ok(took)
+        })
+    }
+
+    fn floor_first_byte(&self, start: &dyn Fn() -> std::io::Result<Raw>) -> Outcome<f64> {
+        let begun = Instant::now();
+        let mut raw = start()?;
+        raw.first_byte()?;
+        let took = ms(begun.elapsed());
+        raw.signal(9);
+        raw.reap();
+        Ok(took)
+    }
+
     /// SIGTERM to a running VM, until it is reaped and its socket removed.
     fn stop(&self, runs: usize) -> Outcome<Figure> {
-        let (mut ours, mut floor) = (Vec::new(), Vec::new());
-        for _ in 0..runs {
-            let socket = self.idle.socket(0);
-            let mut raw = Raw::by_api_calls(&self.firecracker, &socket, &self.idle.kernel(), MEM_SIZE_MIB)?;
-            raw.first_byte()?;
-            let begun = Instant::now();
-            raw.signal(15);
-            raw.reap();
-            floor.push(ms(begun.elapsed()));
-
-            let launch = configured(&self.firecracker, &self.idle, 1);
-            ours.push(self.runtime.block_on(async {
-                let vmm = Vmm::spawn(launch).await?;
-                vmm.console().reader().next().await.ok_or("the guest said nothing")?;
-                let begun = Instant::now();
-                vmm.stop(&Ladder::default()).await?;
-                Outcome::Ok(ms(begun.elapsed()))
-            })?);
-        }
+        let [ours, floor] = by_turns(runs, [&|| self.our_stop(), &|| self.floor_stop()])?;
         Ok(Figure::against("stop", "ms", Better::Lower, &ours, &floor))
     }
+
+    fn our_stop(&self) -> Outcome<f64> {
+        self.runtime.block_on(async {
+            let vmm = self.running().await?;
+            let begun = Instant::now();
+            vmm.stop(&Ladder::default()).await?;
+            Ok(ms(begun.elapsed()))
+        })
+    }
+
+    fn floor_stop(&self) -> Outcome<f64> {
+        let mut raw = self.by_api_calls()?;
+        raw.first_byte()?;
+        let begun = Instant::now();
+        raw.signal(15);
+        raw.reap();
+        Ok(ms(begun.elapsed()))
+    }
+
+    fn by_api_calls(&self) -> std::io::Result<Raw> {
+        Raw::by_api_calls(&self.firecracker, &self.idle.socket(0), &self.idle.kernel(), MEM_SIZE_MIB)
+    }
+
+    /// A VM of ours past its first byte.
+    async fn running(&self) -> Outcome<Vmm> {
+        let vmm = Vmm::spawn(configured(&self.firecracker, &self.idle, 1)).await?;
+        vmm.console().reader().next().await.ok_or("the guest said nothing")?;
+        Ok(vmm)
+    }
+}
+
+/// Samples of each, one after the other, beginning with another one in each round: what a start costs depends on what the
+/// one before left to the kernel.
+fn by_turns<const N: usize>(
+    runs: usize,
+    contenders: [&dyn Fn() -> Outcome<f64>; N],
+) -> Outcome<[Vec<f64>; N]> {
+    let mut samples = [const { Vec::new() }; N];
+    for round in 0..runs {
+        for turn in 0..N {
+            let which = (round + turn) % N;
+            samples[which].push(contenders[which]()?);
+        }
+    }
+    Ok(samples)
 }
 
 fn runtime() -> Outcome<Runtime> {
