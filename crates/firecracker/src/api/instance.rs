@@ -99,7 +99,7 @@ pub struct FullVmConfiguration {
     pub drives: Vec<Drive>,
     /// Kernel and command line; an empty path when not configured.
     pub boot_source: Option<BootSource>,
-    /// The custom CPU template. Since 1.10.
+    /// The custom CPU template. Since 1.10; null in 1.12.1 even when one was put.
     pub cpu_config: Option<CpuConfig>,
     /// Always null up to 1.12.1.
     pub logger: Option<Logger>,

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use smartvm_firecracker::{Client, Version, socket};
@@ -28,6 +28,11 @@ pub(crate) fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) 
         assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
         std::thread::sleep(Duration::from_micros(500));
     }
+}
+
+/// The name of a TAP device that no other test or process uses; at most 15 bytes.
+pub(crate) fn tap(test: &str) -> String {
+    format!("{test}{}", std::process::id())
 }
 
 pub(crate) struct Firecracker {
@@ -66,6 +71,17 @@ impl Firecracker {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Writes a file into its directory.
+    pub(crate) fn file(&self, name: &str, contents: &[u8]) {
+        std::fs::write(self.path(name), contents).unwrap();
+    }
+
+    /// Waits for its end by itself.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        eventually("the end of Firecracker", || child.try_wait().unwrap())
     }
 
     pub(crate) fn api_sock(&self) -> PathBuf {
