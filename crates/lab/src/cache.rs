@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
@@ -120,11 +121,26 @@ fn touch(place: &Path) {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
+/// Removes a directory. What root made for us, root removes.
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            run_to_end(as_root("rm").arg("-rf").arg(path))
+        }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("cannot remove", path),
         _ => Ok(()),
     }
+}
+
+/// A program that needs root: directly, or through sudo. It is ended after half an hour.
+pub(crate) fn as_root(program: &str) -> Command {
+    let mut words = vec!["timeout", "--foreground", "--kill-after=30", "1800", program];
+    if !rustix::process::geteuid().is_root() {
+        words.splice(0..0, ["sudo", "--"]);
+    }
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    command
 }
 
 /// The hash of everything that an entry is made from.
@@ -170,19 +186,21 @@ impl std::fmt::Display for Key {
 ///
 /// # Errors
 /// When it cannot be started or fails, with its last lines of output.
-pub(crate) fn run_to_end(command: &mut std::process::Command) -> Result<()> {
+pub(crate) fn run_to_end(command: &mut Command) -> Result<()> {
+    const HINT: &str =
+        "the first time needs apt's Debian mirror, and the programs that `cargo xtask setup` installs";
     let line = format!("{command:?}");
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(std::process::Stdio::null()).output().map_err(|error| {
-        Fault::because(format!("cannot start {program}"), error)
-            .with_hint("`cargo xtask test` installs what the lab needs; see smartvm_lab::PACKAGES")
-    })?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| Fault::because(format!("cannot start {line}"), error).with_hint(HINT))?;
     if output.status.success() {
         return Ok(());
     }
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
-    Err(Fault::because(format!("{program} failed ({})", output.status), line).with_last_words(&text))
+    let fault = Fault::because(format!("a step of an image build failed ({})", output.status), line);
+    Err(fault.with_last_words(&text).with_hint(HINT))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::bzimage;
-use crate::cache::{Cache, Key, progress, run_to_end};
+use crate::cache::{Cache, Key, as_root, progress, remove, run_to_end};
 use crate::fault::{AtPath, Fault, Result};
 
 /// The release that everything is taken from.
@@ -161,7 +161,7 @@ fn build_root(dir: &Path, parts: &Parts) -> Result<()> {
             .arg(&image)
             .arg(ROOT_SIZE),
     )?;
-    run_to_end(as_root("rm").arg("-rf").arg(&tree))?;
+    remove(&tree)?;
     let _ = fs::remove_file(dir.join("mirror.sources"));
     give_to_us(&image)
 }
@@ -178,16 +178,6 @@ fn mmdebstrap(variant: &str, include: &str, dir: &Path) -> Result<Command> {
         command.arg(format!("--aptopt={option}"));
     }
     Ok(command)
-}
-
-/// A program that needs root: directly, or through sudo.
-fn as_root(program: &str) -> Command {
-    if rustix::process::geteuid().is_root() {
-        return Command::new(program);
-    }
-    let mut command = Command::new("sudo");
-    command.arg("--").arg(program);
-    command
 }
 
 fn give_to_us(path: &Path) -> Result<()> {

@@ -82,7 +82,7 @@ pub fn assets(cache: &Cache) -> Result<Assets> {
     let programs = workspace::build_small("smartvm-lab", &["lab-init"])?;
     let init = &programs[0];
     let key = Key::of([Key::of_files(&[init])?.as_str(), parts.kernel(), "1"].map(str::as_bytes));
-    let dir = cache.entry("guest", &key, 3, |dir| {
+    let dir = cache.entry("guest", &key, 6, |dir| {
         initramfs(&dir.join("initrd"), init, &parts, &WANTED)?;
         // A hard link where it can be: both are in the cache.
         let vmlinux = dir.join("vmlinux");

@@ -59,11 +59,19 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// Brings the lab up for a developer's command, with what it needs on this machine.
+/// Brings the lab up for a developer's command, with what it needs on this machine. It stays up for the next.
 pub(crate) fn up(fresh: bool) -> Result<Lab> {
+    bring_up(Options { fresh, ..Options::default() })
+}
+
+/// Brings up a lab that nobody has used, for tests. It ends with this process at the latest.
+pub(crate) fn up_unused() -> Result<Lab> {
+    bring_up(Options { keep: None, ..Options::default() })
+}
+
+fn bring_up(options: Options) -> Result<Lab> {
     setup::run(Need::Lab)?;
-    let options = Options { fresh, interrupted: command::interrupted, ..Options::default() };
-    Lab::up(&options).map_err(failure)
+    Lab::up(&Options { interrupted: command::interrupted, ..options }).map_err(failure)
 }
 
 /// The lab's error as one of ours.

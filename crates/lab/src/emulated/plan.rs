@@ -49,7 +49,7 @@ impl Plan {
         let guest = guest::assets(cache)?;
         let agent = workspace::build_small("smartvm-lab", &["lab-agent"])?.remove(0);
         let key = Key::of([Key::of_files(&[&agent])?.as_str(), parts.kernel(), "1"].map(str::as_bytes));
-        let boot = cache.entry("boot", &key, 3, |dir| {
+        let boot = cache.entry("boot", &key, 6, |dir| {
             let modules = ["virtio_pci", "virtio_blk", "virtio_net", "overlay"];
             guest::initramfs(&dir.join("initrd"), &agent, &parts, &modules)
         })?;
@@ -123,7 +123,7 @@ impl Plan {
     /// the end: booting may.
     pub(super) fn resume(&self, instance: &Instance, life: Life, log: &RunLog) -> Option<Up> {
         let attempt = || -> Result<Up> {
-            let saved = self.cache.entry("saved", &self.key, 3, |dir| self.save(dir))?;
+            let saved = self.cache.entry("saved", &self.key, 4, |dir| self.save(dir))?;
             let token = saved.join("token");
             let token = fs::read_to_string(&token).at("cannot read", &token)?;
             let (boot_token, token) = token.split_once(' ').unwrap_or_default();

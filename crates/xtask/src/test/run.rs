@@ -275,7 +275,7 @@ fn announce(name: &str) {
 
 fn bring_up_lab() -> Result<Lab> {
     println!("test: bringing up the lab (seconds; minutes the first time, when it is built)");
-    lab::up(false)
+    lab::up_unused()
 }
 
 fn entries(folder: &Path) -> Vec<String> {
