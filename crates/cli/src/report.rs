@@ -190,7 +190,7 @@ impl Printer {
         let mut text =
             format!("{indent}{}: {place}{}\n", self.label(&problem.severity, &problem.code), problem.what);
         if !problem.hint.is_empty() {
-            text += &labelled(&format!("{indent} hint: "), &problem.hint);
+            text += &labelled(&format!("{indent}  hint: "), &problem.hint);
         }
         text
     }

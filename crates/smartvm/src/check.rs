@@ -74,28 +74,36 @@ fn spec(vm: &VmConfig) -> Result<MachineSpec, Box<Finding>> {
 }
 
 fn syntax(text: &str, error: ConfigError) -> Finding {
-    let hint = error.hint.unwrap_or_else(|| {
-        let line = text.lines().nth(error.line.saturating_sub(1)).unwrap_or_default().trim();
-        match line.chars().take(100).collect::<String>() {
-            line if line.is_empty() => "See Firecracker's documentation of the field.".to_owned(),
-            line => format!("That line says: {line}"),
-        }
-    });
-    let (code, hint) = if text.trim().is_empty() {
-        (
-            "JSON",
-            "The file is empty: write the machine into it, as for `firecracker --config-file`.".to_owned(),
-        )
+    let hint = if text.trim().is_empty() {
+        "The file is empty: write the machine into it, as for `firecracker --config-file`.".to_owned()
+    } else if !text.trim_start().starts_with('{') {
+        "The file must be one JSON object: { \"boot-source\": …, \"drives\": … }".to_owned()
     } else {
-        ("JSON", hint)
+        error.hint.unwrap_or_else(|| remedy(&error.problem).to_owned())
     };
     Finding {
-        code: code.to_owned(),
+        code: "JSON".to_owned(),
         severity: Severity::Error,
         path: Some(error.field).filter(|field| !field.is_empty()),
         at: (error.line > 0).then_some((error.line, error.column)),
         what: error.problem,
         hint,
+    }
+}
+
+/// What to write instead, by what serde expected.
+fn remedy(problem: &str) -> &'static str {
+    let expected = problem.rsplit_once("expected ").map_or("", |(_, expected)| expected);
+    match expected {
+        "u8" => "Write a whole number from 0 to 255, without quotes.",
+        "u16" => "Write a whole number from 0 to 65535, without quotes.",
+        "u32" | "u64" | "usize" | "i32" | "i64" => "Write a whole number, not negative, without quotes.",
+        "a boolean" => "Write true or false, without quotes.",
+        "a string" => "Write it in double quotes.",
+        "a sequence" => "Write a list: [ … ].",
+        _ if expected.starts_with("struct") => "Write an object: { … }.",
+        _ if problem.starts_with("duplicate field") => "Keep one of them: which one counts would be a guess.",
+        _ => "See Firecracker's documentation of the field.",
     }
 }
 

@@ -1,0 +1,14 @@
+//! The command `smartvm` as a user sees it: the built binary, real Firecracker, tiny guests.
+
+#[cfg(test)]
+mod broken_configs;
+#[cfg(test)]
+mod commands;
+#[cfg(test)]
+mod ownership;
+#[cfg(test)]
+mod pipes;
+#[cfg(test)]
+mod scene;
+#[cfg(test)]
+mod terminal;
