@@ -4,6 +4,10 @@
 ///
 /// A signal that it handles (SIGBUS, SIGSYS, …) ends it with such a code; a panic aborts it, so it then has
 /// no exit code but the signal SIGABRT. Seen with 1.12.1: a config file that cannot be read is a panic.
+///
+/// SIGPIPE is the odd one. Its handler logs, and when the log goes to the pipe whose reader is gone, 1.12.1
+/// hangs in it for ever; on the API's thread the handler breaks the seccomp filter (SIGSYS). A VMM spawned
+/// with SIGPIPE blocked gets an ordinary error instead and lives on.
 pub fn meaning(code: i32) -> Option<&'static str> {
     let meaning = match code {
         0 => "ended as asked, or the guest shut down",

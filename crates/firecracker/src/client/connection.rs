@@ -7,7 +7,7 @@
 //! A stream that is given up with an answer outstanding is not closed at once but read to its end by a
 //! task: Firecracker 1.12.1 writes its answers without guarding against SIGPIPE, whose handler ends the
 //! whole VMM (seen with a payload over the limit, which it answers many times over, and the connection
-//! closed under its hands).
+//! closed under its hands). See also [`crate::exit_code::meaning`].
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;

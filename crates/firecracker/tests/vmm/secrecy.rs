@@ -1,14 +1,16 @@
 //! MMDS contents reach neither a log nor the text of an error.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use serde_json::json;
 use smartvm_core::explain::Explain;
-use smartvm_firecracker::ApiError;
 use smartvm_firecracker::api::MmdsContents;
 use smartvm_firecracker::client::Verb;
+use smartvm_firecracker::{ApiError, Client};
+use tempfile::TempDir;
 
 use crate::support::Firecracker;
 
@@ -34,6 +36,45 @@ fn is_quiet(what: &str, error: &ApiError) {
     let texts = [error.to_string(), format!("{error:?} {error:#?}"), error.hint().unwrap_or_default()];
     for text in texts.into_iter().chain(cause) {
         assert!(!text.contains(SECRET), "{what}: {text}");
+    }
+}
+
+/// A peer that answers every request with these bytes.
+fn peer(answer: String) -> (TempDir, Client) {
+    let dir = TempDir::new().unwrap();
+    let api_sock = dir.path().join("s");
+    let listener = UnixListener::bind(&api_sock).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            while stream.read(&mut request).is_ok_and(|n| n > 0)
+                && stream.write_all(answer.as_bytes()).is_ok()
+            {}
+        }
+    });
+    (dir, Client::new(api_sock))
+}
+
+#[tokio::test]
+async fn an_answer_that_quotes_mmds_contents_is_not_printed() {
+    let contents = MmdsContents(json!({ "password": SECRET }));
+    let fault = format!("{{\"fault_message\":\"invalid type: string \\\"{SECRET}\\\"\"}}");
+    let cases = [
+        format!("HTTP/1.1 400 \r\nContent-Length: {}\r\n\r\n{fault}", fault.len()),
+        format!("HTTP/1.1 400 \r\nContent-Length: {}\r\n\r\n{SECRET}", SECRET.len()),
+        format!("HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n{SECRET}", SECRET.len()),
+        format!("{SECRET}\r\n\r\n"),
+        format!("HTTP/1.1 200 \r\n{SECRET}\r\n\r\n"),
+    ];
+    for answer in cases {
+        let (_dir, client) = peer(answer.clone());
+        is_quiet(&answer, &client.mmds().await.unwrap_err());
+        let changed = [client.put_mmds(&contents).await, client.patch_mmds(&contents).await];
+        changed.iter().filter_map(|result| result.as_ref().err()).for_each(|error| is_quiet(&answer, error));
+        if let Err(ApiError::Fault { fault_message, .. }) = &changed[0] {
+            assert!(fault_message.as_str().contains(SECRET), "kept whole for who asks for it");
+        }
     }
 }
 
