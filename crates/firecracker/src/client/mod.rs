@@ -8,7 +8,8 @@
 //! * Every answer has a bound, and every request but one a deadline ([`Client::with_deadline`]).
 //! * Bodies are never logged. `tracing` sees verb, path, status, sizes and time.
 //!
-//! `requests` has a method for every verb and path; [`Client::raw`] sends anything else.
+//! `requests` has a method for every verb and path; [`Client::raw`] sends anything else. All of them need a
+//! tokio runtime with I/O and time, and one client stays with one runtime.
 //!
 //! A connection costs one registered descriptor between requests: hyper's buffers live for the request
 //! only (see `connection`), so that thousands of idle machines cost next to nothing.
