@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     /// Do not build the workspace and bring it in; use what the lab has.
     #[arg(long)]
     no_build: bool,
+    /// Let processes that the command leaves behind live on in the lab.
+    #[arg(long)]
+    keep_processes: bool,
     /// The command and its arguments. Without one, the lab is only brought up.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
@@ -47,7 +50,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         lab.push_workspace_build().map_err(failure)?;
     }
     let code = match command_of(&arguments) {
-        Some(command) => execute(&lab, &command, arguments.shell)?,
+        Some(command) => execute(&lab, &command, &arguments)?,
         None => {
             eprintln!("lab: up ({:?}), log {}", lab.origin(), lab.log().display());
             0
@@ -91,12 +94,13 @@ fn command_of(arguments: &Arguments) -> Option<Command> {
         return Some(shell.env("TERM", term).timeout(Duration::from_secs(12 * 3600)));
     }
     let (program, rest) = arguments.command.split_first()?;
-    Some(Command::new(program).args(rest.iter().cloned()).timeout(time))
+    let command = Command::new(program).args(rest.iter().cloned()).timeout(time);
+    Some(if arguments.keep_processes { command.keep_survivors() } else { command })
 }
 
-fn execute(lab: &Lab, command: &Command, shell: bool) -> Result<u8> {
+fn execute(lab: &Lab, command: &Command, arguments: &Arguments) -> Result<u8> {
     let stdin = std::io::stdin();
-    let _raw = (shell && stdin.is_terminal()).then(RawTerminal::enter).flatten();
+    let _raw = (arguments.shell && stdin.is_terminal()).then(RawTerminal::enter).flatten();
     let outcome = lab.run_with(command, Input::Inherit, &mut |stream, bytes| {
         // A reader that went away is no reason to end the command.
         let _ = match stream {
@@ -106,7 +110,8 @@ fn execute(lab: &Lab, command: &Command, shell: bool) -> Result<u8> {
     });
     let outcome = outcome.map_err(failure)?;
     if !outcome.exit.survivors.is_empty() {
-        eprintln!("lab: the command left processes behind, now ended: {}", outcome.exit.survivors.join(", "));
+        let now = if arguments.keep_processes { "still there" } else { "now ended" };
+        eprintln!("lab: the command left processes behind, {now}: {}", outcome.exit.survivors.join(", "));
     }
     if outcome.exit.timed_out {
         eprintln!("lab: ended after its time; log {}", lab.log().display());

@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -124,12 +124,22 @@ impl Running {
             pump(stderr, Kind::Stderr, out.clone(), ended);
         }
         let input = child.stdin.take();
-        let for_input = family.clone();
-        let listener = thread::spawn(move || listen(from, input, &for_input));
+        let over = Arc::new(AtomicBool::new(false));
+        let listener = {
+            let (family, over) = (family.clone(), over.clone());
+            thread::spawn(move || {
+                listen(from, input);
+                // The host went away before the end.
+                if !over.load(Ordering::SeqCst) {
+                    family.kill(false);
+                }
+            })
+        };
 
         let timed_out = wait(&child, Duration::from_millis(run.timeout_ms), || family.kill(alone()))?;
         // The leader is not reaped yet, so its number still means this family.
         let survivors = family.living(alone());
+        over.store(true, Ordering::SeqCst);
         if !run.keep_survivors {
             family.kill(alone());
         }
@@ -189,8 +199,8 @@ fn pump(mut stream: impl Read + Send + 'static, kind: Kind, out: SharedOut, ende
     });
 }
 
-/// Takes the command's input from the host. When the host goes away, the command ends.
-fn listen(mut from: BufReader<TcpStream>, mut input: Option<ChildStdin>, family: &Family) {
+/// Takes the command's input from the host, until the host goes away.
+fn listen(mut from: BufReader<TcpStream>, mut input: Option<ChildStdin>) {
     let mut body = Vec::new();
     loop {
         match wire::read_frame(&mut from, &mut body) {
@@ -201,10 +211,9 @@ fn listen(mut from: BufReader<TcpStream>, mut input: Option<ChildStdin>, family:
                 }
             }
             Ok(Some(Kind::StdinEnd)) => input = None,
-            _ => break,
+            _ => return,
         }
     }
-    family.kill(false);
 }
 
 /// Waits until the child has ended, without reaping it. When its time is over, `kill` is called until it has.
