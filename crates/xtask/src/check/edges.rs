@@ -87,11 +87,10 @@ fn members(metadata: &Value) -> Members<'_> {
     .collect()
 }
 
-/// The crates in the order of the first table under "Map of crates": a first cell of one `name`.
+/// The crates in the order of their rows: a cell with the name, and one with the folder.
 fn map_of_crates(architecture: &str) -> Vec<&str> {
-    let section = architecture.lines().skip_while(|line| !line.starts_with("## Map of crates")).skip(1);
-    let rows = section.take_while(|line| !line.starts_with("## "));
-    rows.filter_map(|row| row.strip_prefix("| `")?.split_once("` |")).map(|(name, _)| name).collect()
+    let rows = architecture.lines().filter_map(|row| row.strip_prefix("| `")?.split_once("` | `crates/"));
+    rows.map(|(name, _)| name).collect()
 }
 
 /// Where workspace, table and map disagree on which crates there are or which way is down.
@@ -123,9 +122,9 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 mod tests {
     use serde_json::{Value, json};
 
-    const MAP: &str = "## Map of crates\n| crate | folder |\n| --- | --- |\n\
-        | `smartvm-cli` | a |\n| `smartvm` | b |\n| `smartvm-host` | c |\n| `smartvm-firecracker` | d |\n\
-        | `smartvm-core` | e |\n| `smartvm-lab` | f |\n| `smartvm-bench` | g |\n| `xtask` | h |\n## Next\n";
+    const MAP: &str = "# Rooms\n| crate | folder |\n| --- | --- |\n| `other` | not a crate |\n\
+        | `smartvm-cli` | `crates/a` |\n| `smartvm` | `crates/b` |\n| `smartvm-host` | `crates/c` |\n| `smartvm-firecracker` | `crates/d` |\n\
+        | `smartvm-core` | `crates/e` |\n| `smartvm-lab` | `crates/f` |\n| `smartvm-bench` | `crates/g` |\n| `xtask` | `crates/h` |\n";
 
     /// A workspace of all our crates, with the given extra dependencies: (of, on, kind).
     fn workspace(extra: &[(&str, &str, Option<&str>)]) -> Value {
@@ -181,7 +180,7 @@ mod tests {
 
     #[test]
     fn map_table_and_workspace_name_the_same_crates() {
-        let map = MAP.replace("| `smartvm-bench` | g |\n", "| `smartvm-daemon` | g |\n");
+        let map = MAP.replace("`smartvm-bench`", "`smartvm-daemon`");
         assert_eq!(
             super::check(&workspace(&[]), &map),
             [

@@ -28,9 +28,9 @@ impl Console {
         for &byte in text {
             if byte == b'\n' {
                 let line = std::mem::take(&mut self.line);
-                for shown in self.line(String::from_utf8_lossy(&line).trim_end()) {
-                    println!("  | {shown}");
-                }
+                let line = String::from_utf8_lossy(&line);
+                self.line(line.trim_end()).iter().for_each(|shown| println!("  | {shown}"));
+                self.tell(&line);
             } else {
                 self.line.push(byte);
             }
@@ -39,12 +39,6 @@ impl Console {
 
     /// What to show for a line of the console.
     fn line(&mut self, line: &str) -> Vec<String> {
-        if line.contains(self.awaited)
-            && let Some(seen) = self.seen.take()
-        {
-            // Who waited for it may have run out of patience.
-            let _ = seen.send(());
-        }
         self.lines += 1;
         self.in_init |= line.contains(INIT) || line.contains(self.awaited);
         if self.lines > FIRST && !self.in_init {
@@ -54,6 +48,16 @@ impl Console {
         let gap = std::mem::take(&mut self.left_out);
         let gap = (gap > 0).then(|| format!("… {gap} lines …"));
         gap.into_iter().chain([line.to_owned()]).collect()
+    }
+
+    /// Tells who waits for the text that it was seen, once it has been shown.
+    fn tell(&mut self, line: &str) {
+        if line.contains(self.awaited)
+            && let Some(seen) = self.seen.take()
+        {
+            // Who waited for it may have run out of patience.
+            let _ = seen.send(());
+        }
     }
 
     /// The console has ended.
@@ -78,7 +82,9 @@ mod tests {
         let shown: Vec<String> = lines.iter().flat_map(|line| console.line(line)).collect();
         assert_eq!(shown, ["one", "two", "three", "four", "… 2 lines …", "Run /init as init process"]);
         assert_eq!(seen.try_recv(), Err(mpsc::TryRecvError::Empty));
-        assert_eq!(console.line("init: reached after 1 s"), ["init: reached after 1 s"]);
+        console.show(b"init: reached");
+        assert_eq!(seen.try_recv(), Err(mpsc::TryRecvError::Empty), "the line is not complete");
+        console.show(b" after 1 s\r\n");
         assert_eq!(seen.try_recv(), Ok(()));
         assert_eq!(seen.try_recv(), Err(mpsc::TryRecvError::Disconnected));
     }
