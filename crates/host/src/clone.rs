@@ -296,9 +296,12 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
                 SIGNALS / 8,
             );
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        // All unblocked but SIGPIPE: Firecracker 1.12.1 handles it by logging, hangs in that handler when the log's own
+        // reader is gone, and breaks its seccomp filter when an API client is. Blocked, it gets EPIPE and lives on.
+        let mut mask: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut mask);
+        libc::sigaddset(&raw mut mask, libc::SIGPIPE);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const mask, ptr::null_mut());
 
         libc::execve((*shared).exec_file, (*shared).argv, (*shared).envp);
         fail(c"execve")

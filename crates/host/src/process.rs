@@ -9,6 +9,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 use serde::{Deserialize, Serialize};
+use smartvm_firecracker::exit_code;
 
 /// A process that cannot be taken for another one: pid, start time, and the boot in which both were true.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,16 +229,5 @@ mod tests {
     #[test]
     fn nobody_has_an_impossible_pid() {
         assert_eq!(ProcessId::of(i32::MAX).unwrap(), None);
-    }
-}
-
-mod exit_code {
-    /// Facts of Firecracker's exit codes, until the firecracker crate says them.
-    pub(super) fn meaning(code: i32) -> Option<&'static str> {
-        Some(match code {
-            152 => "bad configuration",
-            153 => "argument parsing failed",
-            _ => return None,
-        })
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use smartvm_firecracker::api::InstanceInfo;
+use smartvm_firecracker::client::SLOW;
 use smartvm_firecracker::first_answer::FirstAnswer;
 use smartvm_firecracker::{ApiError, Client};
 use tokio::time::{Instant as Deadline, sleep, timeout};
@@ -15,7 +16,7 @@ use crate::error::SpawnError;
 use crate::launch::Readiness;
 use crate::process::Exit;
 use crate::spawner::{Connected, Owned, Started, connector, try_connect};
-use crate::stuck::hangs_at_exit;
+use crate::stuck::HangWatch;
 use crate::vmm::Rung;
 use crate::watcher::Child;
 
@@ -102,17 +103,13 @@ async fn waited(
 }
 
 /// Returns once the child was seen hanging at its exit and was killed; else never.
-pub(crate) async fn ending_hung(child: &Child) {
-    const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
-    let mut hung_before = false;
+async fn ending_hung(child: &Child) {
+    let watch = HangWatch::default();
     loop {
-        sleep(BETWEEN_LOOKS).await;
-        let hangs = hangs_at_exit(child.pid.as_raw_pid());
-        if hangs && hung_before {
-            child.end_hung();
+        sleep(SLOW).await;
+        if watch.look(child) {
             return;
         }
-        hung_before = hangs;
     }
 }
 

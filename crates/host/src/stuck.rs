@@ -7,10 +7,33 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether this VMM hangs on its way out at this moment. Ask twice, some time apart, before acting on it: the same
-/// picture shows for an instant in every orderly exit. `false` when the kernel does not let us look.
-pub(crate) fn hangs_at_exit(pid: i32) -> bool {
+use crate::watcher::Child;
+
+/// Looks after one VMM whose answer is outstanding.
+///
+/// The picture of a hang shows for an instant in every orderly exit as well, so it takes two looks, some time apart.
+#[derive(Debug, Default)]
+pub(crate) struct HangWatch {
+    hung_before: AtomicBool,
+}
+
+impl HangWatch {
+    /// Looks, and ends a VMM that hung at the last look too. Whether it did.
+    pub(crate) fn look(&self, child: &Child) -> bool {
+        let hangs = hangs_at_exit(child.pid.as_raw_pid());
+        let hung_before = self.hung_before.swap(hangs, Ordering::Relaxed);
+        let hung = hangs && hung_before;
+        if hung {
+            child.end_hung();
+        }
+        hung
+    }
+}
+
+/// Whether this VMM hangs on its way out at this moment. `false` when the kernel does not let us look.
+fn hangs_at_exit(pid: i32) -> bool {
     look(Path::new(&format!("/proc/{pid}/task")), pid).unwrap_or(false)
 }
 

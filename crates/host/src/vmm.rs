@@ -12,12 +12,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use smartvm_firecracker::Client;
 use smartvm_firecracker::api::InstanceInfo;
-use smartvm_firecracker::client::Verb;
-use smartvm_firecracker::{ApiError, Client};
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use crate::error::{SpawnError, StopError};
@@ -26,6 +26,7 @@ use crate::output::Output;
 use crate::process::{Exit, ProcessId};
 use crate::readiness::{end, ready};
 use crate::spawner::{Owned, Started, start_vmm};
+use crate::stuck::HangWatch;
 
 /// A running Firecracker whose API answered.
 ///
@@ -174,9 +175,16 @@ impl Vmm {
                 };
                 let Started { mut owned, console_input, .. } = started;
                 owned.settle();
+                // Weak: the client may outlive the VMM's handle, and must not keep its descriptors.
+                let (child, watch) = (Arc::downgrade(&owned.child), HangWatch::default());
+                let api = ready.client.with_attendant(move || {
+                    if let Some(child) = child.upgrade() {
+                        watch.look(&child);
+                    }
+                });
                 Ok(Self {
                     owned,
-                    api: ready.client,
+                    api,
                     api_sock,
                     at_start: ready.answer.map(|(info, _)| info),
                     timeline,
@@ -285,7 +293,8 @@ impl Vmm {
             match rung {
                 Rung::CtrlAltDel => {
                     // A VMM that does not even take the request gets the next rung at once.
-                    let asked = send_ctrl_alt_del(&self.api, patience);
+                    let api = self.api.with_deadline(Some(patience));
+                    let asked = api.send_ctrl_alt_del();
                     match timeout_at(until, asked).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => {
@@ -304,10 +313,4 @@ impl Vmm {
         }
         child.ended().ok_or(StopError::StillRunning { pid: self.pid(), tried })
     }
-}
-
-async fn send_ctrl_alt_del(api: &Client, patience: Duration) -> Result<(), ApiError> {
-    let body = r#"{"action_type":"SendCtrlAltDel"}"#.into();
-    let answer = api.with_deadline(Some(patience)).raw(Verb::Put, "/actions", Some(body)).await?;
-    answer.success(Verb::Put, "/actions").map(drop)
 }

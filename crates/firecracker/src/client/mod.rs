@@ -22,8 +22,9 @@ use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -43,6 +44,9 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 pub const LOAD_DEADLINE: Duration = Duration::from_secs(30);
 /// Deadline of `PUT /actions` and `PATCH /vm`: Firecracker itself waits up to 30 s for its vCPUs.
 pub const VCPU_DEADLINE: Duration = Duration::from_secs(40);
+
+/// An answer that takes longer makes the client's attendant look after the VMM ([`Client::with_attendant`]).
+pub const SLOW: Duration = Duration::from_millis(100);
 
 /// Bound of an answer in bytes.
 pub const ANSWER_LIMIT: usize = 1 << 20;
@@ -64,7 +68,11 @@ struct Vmm {
     /// Taken out while a request runs: whatever ends that request early drops the connection with it.
     link: tokio::sync::Mutex<Link>,
     version: Mutex<Option<Version>>,
+    attendant: OnceLock<Attendant>,
 }
+
+/// Called again and again while an answer is outstanding for long.
+struct Attendant(Box<dyn Fn() + Send + Sync>);
 
 enum Link {
     Closed,
@@ -89,7 +97,12 @@ impl Client {
     }
 
     fn with_link(api_sock: PathBuf, link: Link) -> Self {
-        let vmm = Vmm { api_sock, link: tokio::sync::Mutex::new(link), version: Mutex::new(None) };
+        let vmm = Vmm {
+            api_sock,
+            link: tokio::sync::Mutex::new(link),
+            version: Mutex::new(None),
+            attendant: OnceLock::new(),
+        };
         Self { vmm: Arc::new(vmm), deadline: None }
     }
 
@@ -107,6 +120,15 @@ impl Client {
     #[must_use]
     pub fn with_version(self, version: Version) -> Self {
         self.vmm.learn(version);
+        self
+    }
+
+    /// Has `look` called each [`SLOW`] while an answer is outstanding, by this client or a clone: whoever owns the process
+    /// behind the socket can tell a VMM that is slow from one that will never answer, and end it. The first one
+    /// given stays.
+    #[must_use]
+    pub fn with_attendant(self, look: impl Fn() + Send + Sync + 'static) -> Self {
+        let _ = self.vmm.attendant.set(Attendant(Box::new(look)));
         self
     }
 
@@ -133,7 +155,7 @@ impl Client {
         let sent_bytes = body.as_ref().map_or(0, Bytes::len);
         let deadline = self.deadline.unwrap_or_else(|| default_deadline(verb, path));
         let sent = AtomicBool::new(false);
-        let exchanged = self.vmm.exchange(verb, path, body, &sent);
+        let exchanged = self.vmm.attended(self.vmm.exchange(verb, path, body, &sent));
         let result = match deadline {
             None => exchanged.await,
             Some(limit) => tokio::time::timeout(limit, exchanged).await.unwrap_or_else(|_| {
@@ -161,6 +183,17 @@ impl fmt::Debug for Client {
 impl Vmm {
     fn learn(&self, version: Version) {
         *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
+    }
+
+    async fn attended<T>(&self, exchange: impl Future<Output = T>) -> T {
+        let Some(Attendant(look)) = self.attendant.get() else { return exchange.await };
+        let mut exchange = pin!(exchange);
+        loop {
+            match tokio::time::timeout(SLOW, exchange.as_mut()).await {
+                Ok(answer) => return answer,
+                Err(_) => look(),
+            }
+        }
     }
 
     async fn exchange(

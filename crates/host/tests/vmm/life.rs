@@ -174,6 +174,42 @@ fn stopping_a_vmm_that_just_ends_by_itself_is_no_error() {
 }
 
 #[test]
+fn an_api_client_that_goes_away_unanswered_does_not_hurt_the_vmm() {
+    run(async {
+        let scene = Scene::new();
+        let vmm = Vmm::spawn(scene.launch(Guest::ByteThenIdle)).await.unwrap();
+        for _ in 0..200 {
+            let mut rude = std::os::unix::net::UnixStream::connect(vmm.api_sock()).unwrap();
+            std::io::Write::write_all(&mut rude, &b"GET / HTTP/1.1\r\n\r\n".repeat(8)).unwrap();
+        }
+        vmm.api().describe_instance().await.unwrap();
+        vmm.stop(&Ladder::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_vmm_that_hangs_because_a_request_met_its_guests_end_is_ended() {
+    run(async {
+        let scene = Scene::new();
+        let mut hung = 0;
+        // Each round ends the guest between requests that follow each other without a pause.
+        for _ in 0..12 {
+            let vmm = Arc::new(Vmm::spawn(scene.launch(Guest::ResetOnCtrlAltDel)).await.unwrap());
+            first_byte(&vmm).await;
+            let asking = Arc::clone(&vmm);
+            let asking = tokio::spawn(async move { while asking.api().describe_instance().await.is_ok() {} });
+            vmm.api().send_ctrl_alt_del().await.unwrap();
+            let ended = vmm.wait().await;
+            assert!(ended.exit.is_guests_end(), "{ended:?}");
+            hung += u32::from(ended.exit == Exit::HungAtExit);
+            asking.await.unwrap();
+            assert!(!vmm.api_sock().exists());
+        }
+        println!("{hung} of 12 hung");
+    });
+}
+
+#[test]
 fn an_exit_is_heard_from_another_thread_and_runtime() {
     let scene = Scene::new();
     let vmm = run(async { Arc::new(Vmm::spawn(scene.launch(Guest::ByteThenIdle)).await.unwrap()) });
