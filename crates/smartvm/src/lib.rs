@@ -34,12 +34,12 @@ pub use config::Config;
 pub use directories::Directories;
 pub use gc::{GcMode, GcReport};
 pub use host::Host;
-pub use machine::{Machine, StartError, StartOptions};
+pub use machine::{Machine, Released, StartError, StartOptions};
 pub use open_files::raise_open_files;
 pub use smartvm_core::explain;
 pub use smartvm_core::id::MachineId;
+pub use smartvm_core::machine::State;
 pub use smartvm_firecracker::Version;
-pub use smartvm_host::process::Exit as VmmExit;
 pub use smartvm_host::{
     ConsoleInput, Ended, FirecrackerBinary, Ladder, LogLevel, LogOptions, Output, OutputReader, Readiness,
     Rung, Seccomp, StopError, Timeline,

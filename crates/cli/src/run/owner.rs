@@ -285,9 +285,7 @@ impl Life {
         let (how, code, report) = match (self.killed, self.reason) {
             (true, _) => ("killed".to_owned(), Exit::Signal(exit::KILL), None),
             (false, Some(reason)) => (format!("stopped by {by}"), stop_exit(reason), None),
-            (false, None) if exit == smartvm::VmmExit::Status(0) => {
-                ("the guest ended".to_owned(), Exit::Success, None)
-            }
+            (false, None) if exit.is_guests_end() => ("the guest ended".to_owned(), Exit::Success, None),
             (false, None) => {
                 let what =
                     format!("machine `{}`: Firecracker ended: {}", self.machine.id(), exit.explained());

@@ -4,26 +4,33 @@
 //! guest that powers off is cleaned up after although nobody waits. If the runtime itself goes, the keeper is dropped
 //! and does the same on the spot.
 
+mod error;
+mod keeper;
+mod life;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use smartvm_core::explain::{Code, Explain, Happened};
 use smartvm_core::id::MachineId;
-use smartvm_firecracker::Client;
+use smartvm_core::machine::{Event, Request, State};
+use smartvm_firecracker::{ApiError, Client};
 use smartvm_host::process::ProcessId;
 use smartvm_host::{
     ConsoleInput, Ended, FirecrackerBinary, Ladder, Launch, LogOptions, Output, Readiness, Seccomp,
-    SpawnError, StopError, Timeline, Vmm,
+    StopError, Timeline, Vmm,
 };
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::check::Checked;
-use crate::gc;
 use crate::host::Host;
 use crate::machine_dir::{MachineDir, Refused};
 use crate::record::{Record, replace};
+pub use error::{RequestError, StartError};
+use keeper::{Keeper, release};
+use life::Life;
 
 /// How to start a machine, beside its config.
 #[derive(Debug, Clone)]
@@ -74,6 +81,7 @@ pub struct Machine {
     console_input: Option<std::os::fd::OwnedFd>,
     asked: Instant,
     process: Option<ProcessId>,
+    life: Arc<Life>,
     released: watch::Receiver<Option<Released>>,
 }
 
@@ -103,7 +111,11 @@ impl Machine {
         config: &Checked,
         options: StartOptions,
     ) -> Result<Self, StartError> {
+        let life = Arc::new(Life::new());
+        // A life that begins allows it.
+        let _ = life.ask(Request::Start);
         let (id, mut dir) = claim(host, options.id.clone()).await?;
+        life.on(Event::DirectoryMade);
         let failed = |what, path: PathBuf| {
             let id = id.clone();
             move |source| StartError::Host { id, what, path, source }
@@ -143,16 +155,28 @@ impl Machine {
         let asked = Instant::now();
         let mut vmm = match Vmm::spawn(launch).await {
             Ok(vmm) => vmm,
-            Err(source) => return Err(StartError::vmm(id, source, dir.remove())),
+            Err(source) => {
+                let effects = life.on(Event::SpawnFailed);
+                let left_behind = release(&life, effects, &mut Some(dir));
+                return Err(StartError::vmm(id, source, left_behind));
+            }
         };
+        life.on(Event::VmmSpawned);
+        life.on(Event::Booted);
         dir.confirm_vsock();
         let process = vmm.process_id().ok().flatten();
         let recorded = dir.write_record(&Record { vmm: process.clone(), ..record });
         let console_input = vmm.take_console_input();
         let vmm = Arc::new(vmm);
-        let (keeper, released) = Keeper::new(Arc::clone(&vmm), process.clone(), dir);
-        let path = keeper.path();
-        let machine = Self { id, dir: path, vmm, console_input, asked, process, released };
+        let (sender, released) = watch::channel(None);
+        let keeper = Keeper {
+            vmm: Arc::clone(&vmm),
+            process: process.clone(),
+            life: Arc::clone(&life),
+            dir: Some(dir),
+            released: sender,
+        };
+        let machine = Self { id, dir: keeper.path(), vmm, console_input, asked, process, life, released };
         tokio::spawn(keeper.run());
         if let Err(source) = recorded {
             let path = machine.dir.join("machine.json");
@@ -225,6 +249,64 @@ impl Machine {
         }
     }
 
+    /// Where the machine is in its life.
+    pub fn state(&self) -> State {
+        *self.life.watch().borrow()
+    }
+
+    /// Follows the machine's state: the present one, and each that comes.
+    pub fn states(&self) -> watch::Receiver<State> {
+        self.life.watch()
+    }
+
+    /// Lets the guest's vCPUs stand still.
+    ///
+    /// # Errors
+    /// The state does not allow it, or Firecracker did not do it.
+    ///
+    /// # Cancel safety
+    /// What was begun goes on to its end.
+    pub async fn pause(&self) -> Result<(), RequestError> {
+        let outcomes = (Event::VmPaused, Event::PauseFailed);
+        self.request(Request::Pause, outcomes, |api| async move { api.pause().await }).await
+    }
+
+    /// Lets the guest's vCPUs go on.
+    ///
+    /// # Errors
+    /// As [`Machine::pause`].
+    ///
+    /// # Cancel safety
+    /// As [`Machine::pause`].
+    pub async fn resume(&self) -> Result<(), RequestError> {
+        let outcomes = (Event::VmResumed, Event::ResumeFailed);
+        self.request(Request::Resume, outcomes, |api| async move { api.resume().await }).await
+    }
+
+    async fn request<F>(
+        &self,
+        request: Request,
+        (done, failed): (Event, Event),
+        perform: impl FnOnce(Client) -> F,
+    ) -> Result<(), RequestError>
+    where
+        F: Future<Output = Result<(), ApiError>> + Send + 'static,
+    {
+        let id = || self.id.clone();
+        self.life.ask(request).map_err(|source| RequestError::State { id: id(), source })?;
+        let (life, performed) = (Arc::clone(&self.life), perform(self.api().clone()));
+        // A caller that goes away must not leave the state in between.
+        let task = tokio::spawn(async move {
+            let outcome = performed.await;
+            life.on(if outcome.is_ok() { done } else { failed });
+            outcome
+        });
+        match task.await {
+            Ok(outcome) => outcome.map_err(|source| RequestError::Api { id: id(), source }),
+            Err(_) => Err(RequestError::Interrupted { id: id() }),
+        }
+    }
+
     /// Climbs the ladder until the VMM has ended and everything was released. Idempotent; concurrent calls agree.
     ///
     /// # Errors
@@ -233,8 +315,7 @@ impl Machine {
     /// # Cancel safety
     /// Rungs already tried stay tried.
     pub async fn stop(&self, ladder: &Ladder) -> Result<Released, StopError> {
-        self.vmm.stop(ladder).await?;
-        Ok(self.wait().await)
+        self.end(Request::Stop, ladder).await
     }
 
     /// SIGKILL at once.
@@ -242,7 +323,24 @@ impl Machine {
     /// # Errors
     /// See [`Machine::stop`].
     pub async fn kill(&self) -> Result<Released, StopError> {
-        self.stop(&Ladder::kill_now()).await
+        self.end(Request::Kill, &Ladder::kill_now()).await
+    }
+
+    async fn end(&self, request: Request, ladder: &Ladder) -> Result<Released, StopError> {
+        // Never refused. No effect: somebody is stopping it already, or it has ended.
+        let effects = self.life.ask(request).unwrap_or_default();
+        if effects.is_empty() {
+            // A second climber would only disturb the first; but that one may have lost its patience, or its caller.
+            let patience = [ladder.ctrl_alt_del, ladder.terminate, ladder.kill].into_iter().flatten().sum();
+            if let Ok(released) = timeout(patience, self.wait()).await {
+                return Ok(released);
+            }
+        }
+        if let Err(error) = self.vmm.stop(ladder).await {
+            self.life.on(Event::StopFailed);
+            return Err(error);
+        }
+        Ok(self.wait().await)
     }
 }
 
@@ -294,158 +392,4 @@ fn random_id() -> Result<MachineId, StartError> {
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(|errno| StartError::Random { source: errno.into() })?;
     Ok(MachineId::generate(random))
-}
-
-/// Waits for the VMM's end and releases what the machine had.
-struct Keeper {
-    vmm: Arc<Vmm>,
-    process: Option<ProcessId>,
-    dir: Option<MachineDir>,
-    released: watch::Sender<Option<Released>>,
-}
-
-/// How long a dropped keeper waits for its killed VMM: it blocks whoever drops the runtime.
-const DROP_PATIENCE: Duration = Duration::from_secs(1);
-
-impl Keeper {
-    fn new(
-        vmm: Arc<Vmm>,
-        process: Option<ProcessId>,
-        dir: MachineDir,
-    ) -> (Self, watch::Receiver<Option<Released>>) {
-        let (sender, receiver) = watch::channel(None);
-        (Self { vmm, process, dir: Some(dir), released: sender }, receiver)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.as_ref().map(|dir| dir.path().to_owned()).unwrap_or_default()
-    }
-
-    async fn run(mut self) {
-        let vmm = self.vmm.wait().await;
-        let left_behind = self.dir.take().map(MachineDir::remove).unwrap_or_default();
-        self.released.send_replace(Some(Released { vmm, left_behind }));
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        let Some(dir) = self.dir.take() else { return };
-        if let Some(process) = self.process.as_ref().filter(|_| self.vmm.is_running()) {
-            let _ = process.kill();
-            let _ = gc::wait_until_gone(process, DROP_PATIENCE);
-        }
-        drop(dir);
-    }
-}
-
-/// A machine that did not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// Another owner has a machine of this name.
-    #[error("machine `{id}` is already running{}", owner.map_or_else(String::new, |pid| format!(", owned by process {pid}")))]
-    Busy {
-        /// The name.
-        id: MachineId,
-        /// The owner's pid, where it is known.
-        owner: Option<i32>,
-    },
-    /// What a dead owner left of a machine of this name could not be released.
-    #[error("machine `{id}`: what a dead owner left in {} cannot be released: {why}", path.display())]
-    Leftover {
-        /// The name.
-        id: MachineId,
-        /// The directory.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
-    /// The host refused a file operation.
-    #[error("machine `{id}`: cannot {what} {}", path.display())]
-    Host {
-        /// The name.
-        id: MachineId,
-        /// What was being done.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The system call's error.
-        source: io::Error,
-    },
-    /// The kernel gave no random bits for a name.
-    #[error("cannot draw a name for the machine")]
-    Random {
-        /// The system call's error.
-        source: io::Error,
-    },
-    /// Its VMM did not start.
-    #[error("machine `{id}` did not start")]
-    Vmm {
-        /// The name.
-        id: MachineId,
-        /// Why not.
-        source: Box<SpawnError>,
-        /// What could not be removed afterwards.
-        left_behind: Vec<String>,
-    },
-}
-
-impl StartError {
-    fn refused(id: MachineId, refused: Refused) -> Self {
-        match refused {
-            Refused::Busy { owner } => Self::Busy { id, owner },
-            Refused::Leftover { path, why } => Self::Leftover { id, path, why },
-            Refused::Io { what, path, source } => Self::Host { id, what, path, source },
-        }
-    }
-
-    fn vmm(id: MachineId, source: SpawnError, left_behind: Vec<String>) -> Self {
-        Self::Vmm { id, source: Box::new(source), left_behind }
-    }
-
-    /// What could not be removed after the failure; `smartvm gc` will try again.
-    pub fn left_behind(&self) -> &[String] {
-        match self {
-            Self::Vmm { left_behind, .. } => left_behind,
-            _ => &[],
-        }
-    }
-}
-
-impl Explain for StartError {
-    fn code(&self) -> Code {
-        match self {
-            Self::Busy { .. } => Code::MachineBusy,
-            Self::Leftover { .. } | Self::Host { .. } | Self::Random { .. } => Code::Host,
-            Self::Vmm { source, .. } => source.code(),
-        }
-    }
-
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::Busy { id, .. } => Some(format!("use another --id, or stop it first: smartvm stop {id}")),
-            Self::Leftover { .. } => Some("see what `smartvm gc` says, or use another --id".into()),
-            Self::Host { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull => Some("the file system of the runtime directory is full".into()),
-                _ => None,
-            },
-            Self::Random { .. } => None,
-            Self::Vmm { source, .. } => source.hint(),
-        }
-    }
-
-    fn happened(&self) -> Happened {
-        match self {
-            Self::Vmm { source, .. } => source.happened(),
-            _ => Happened::NeverStarted,
-        }
-    }
-
-    fn last_words(&self) -> &[String] {
-        match self {
-            Self::Vmm { source, .. } => source.last_words(),
-            _ => &[],
-        }
-    }
 }
