@@ -100,9 +100,12 @@ pub(crate) async fn version(arguments: FirecrackerArgument, printer: &Printer) -
         Ok(firecracker) => (Some(firecracker), None),
         Err(error) => (None, Some(error.to_string())),
     };
+    let jailer = smartvm::doctor::jailer(found.map(|found| found.path.as_path())).await;
     if printer.json {
+        let jailer = jailer.and_then(|(path, version)| Some((path, version.ok()?)));
         let answer = serde_json::json!({
             "smartvm": own,
+            "jailer": jailer.map(|(path, version)| serde_json::json!({"version": version, "path": path})),
             "firecracker": found.map(|found| serde_json::json!({"version": found.version, "path": found.path})),
         });
         print(&json_line(&answer));
@@ -111,6 +114,11 @@ pub(crate) async fn version(arguments: FirecrackerArgument, printer: &Printer) -
         print(&match (found, why) {
             (Some(found), _) => format!("firecracker  {} ({})\n", found.version, found.path.display()),
             (None, why) => format!("firecracker  none: {}\n", why.unwrap_or_default()),
+        });
+        print(&match jailer {
+            Some((path, Ok(version))) => format!("jailer       {version} ({})\n", path.display()),
+            Some((_, Err(why))) => format!("jailer       none: {why}\n"),
+            None => "jailer       none\n".to_owned(),
         });
     }
     Exit::Success

@@ -12,7 +12,7 @@ mod exit;
 mod report;
 mod run;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -36,15 +36,15 @@ fn main() -> ExitCode {
         }
     };
     let printer = Printer { json: arguments.json, colour: colour(std::io::stderr().is_terminal()) };
-    let exit = runtime.block_on(dispatch(arguments.command, &printer));
+    let exit = runtime.block_on(dispatch(arguments.command, arguments.verbose, &printer));
     // A thread that waits for a key or for a slow reader must not keep us.
     runtime.shutdown_background();
     exit
 }
 
-async fn dispatch(command: Command, printer: &Printer) -> ExitCode {
+async fn dispatch(command: Command, verbose: u8, printer: &Printer) -> ExitCode {
     match command {
-        Command::Run(arguments) => run::run(arguments, printer).await,
+        Command::Run(arguments) => run::run(arguments, verbose, printer).await,
         Command::Owner { .. } => run::own().await,
         Command::Check(arguments) => commands::check(arguments, printer).await.into(),
         Command::Doctor(arguments) => commands::doctor(arguments, printer).await.into(),
@@ -72,6 +72,25 @@ fn log_to_stderr(verbose: u8) {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(colour(std::io::stderr().is_terminal()))
-        .with_writer(std::io::stderr)
+        .with_writer(|| Stderr { terminal: std::io::stderr().is_terminal() })
         .init();
+}
+
+/// Standard error. A terminal may be raw just now, with the guest's console on it: then a line end needs its return.
+struct Stderr {
+    terminal: bool,
+}
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.terminal {
+            io::stderr().write_all(String::from_utf8_lossy(bytes).replace('\n', "\r\n").as_bytes())?;
+            return Ok(bytes.len());
+        }
+        io::stderr().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }

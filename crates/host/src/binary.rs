@@ -133,6 +133,14 @@ impl FirecrackerBinary {
     }
 }
 
+/// Asks a jailer for its version.
+///
+/// # Errors
+/// It cannot be started, or is no jailer.
+pub async fn jailer_version(path: &Path) -> Result<Version, BinaryError> {
+    answer(path, |said| said.lines().find_map(|line| line.trim().strip_prefix("Jailer ")?.parse().ok())).await
+}
+
 /// What changes when a file is replaced or written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
@@ -163,6 +171,10 @@ fn is_executable(path: &Path) -> bool {
 }
 
 async fn ask(path: &Path) -> Result<Version, BinaryError> {
+    answer(path, |said| Version::from_output(said).ok()).await
+}
+
+async fn answer(path: &Path, find: impl Fn(&str) -> Option<Version>) -> Result<Version, BinaryError> {
     let start = |source| BinaryError::Start { path: path.to_owned(), source };
     let started = start_program(&[path.as_os_str(), OsStr::new("--version")]).await.map_err(start)?;
     let child = &started.owned.child;
@@ -171,8 +183,8 @@ async fn ask(path: &Path) -> Result<Version, BinaryError> {
         Err(_) => format!("no end within {PATIENCE:?}"),
     };
     let said = String::from_utf8_lossy(&child.console.tail()).into_owned();
-    match Version::from_output(&said) {
-        Ok(version) if exit == Exit::Status(0).to_string() => Ok(version),
+    match find(&said) {
+        Some(version) if exit == Exit::Status(0).to_string() => Ok(version),
         _ => Err(BinaryError::Foreign {
             path: path.to_owned(),
             said: said.trim().chars().take(100).collect(),

@@ -14,6 +14,7 @@ use serde::Serialize;
 use smartvm_core::bare_metal::{Guest, MIN_MEM_MIB, READY_BYTE};
 use smartvm_core::explain::Explain;
 use smartvm_firecracker::Version;
+use smartvm_host::binary::jailer_version;
 use smartvm_host::{FirecrackerBinary, kvm};
 use tokio::time::timeout;
 
@@ -141,7 +142,7 @@ pub async fn examine(firecracker: Option<&Path>, directories: &Directories) -> D
     checks.push(linux_check(linux_guests));
     checks.push(open_files());
     checks.push(memory());
-    checks.push(jailer(binary.as_ref().map(|binary| binary.path.as_path())));
+    checks.push(jailer_check(binary.as_ref().map(|binary| binary.path.as_path())).await);
     Diagnosis {
         checks,
         bare_metal: trial_ms.is_some(),
@@ -438,18 +439,32 @@ fn memory() -> Check {
 }
 
 /// Not needed yet; said so that nobody is surprised later.
-fn jailer(firecracker: Option<&Path>) -> Check {
+async fn jailer_check(firecracker: Option<&Path>) -> Check {
     let name = "jailer";
+    match jailer(firecracker).await {
+        Some((path, Ok(version))) => pass(name, format!("{version} ({})", path.display())),
+        Some((path, Err(why))) => bad(
+            name,
+            Status::Warn,
+            format!("{}: {why}", path.display()),
+            "set SMARTVM_JAILER to the jailer of Firecracker's release, or to nothing",
+        ),
+        None => pass(name, "none found (machines run without it for now)"),
+    }
+}
+
+/// The jailer that belongs to a Firecracker and its version: SMARTVM_JAILER, else the one beside that Firecracker, else
+/// `jailer` on PATH. `None`: there is none.
+pub async fn jailer(firecracker: Option<&Path>) -> Option<(PathBuf, Result<Version, String>)> {
     let named = env::var_os("SMARTVM_JAILER").filter(|path| !path.is_empty()).map(PathBuf::from);
     let beside = || firecracker?.parent().map(|dir| dir.join("jailer")).filter(|path| path.is_file());
     let on_path = || {
         let path = env::var_os("PATH")?;
         env::split_paths(&path).map(|dir| dir.join("jailer")).find(|path| path.is_file())
     };
-    match named.or_else(beside).or_else(on_path) {
-        Some(path) => pass(name, path.display().to_string()),
-        None => pass(name, "none found (machines run without it for now)"),
-    }
+    let path = named.or_else(beside).or_else(on_path)?;
+    let version = jailer_version(&path).await.map_err(|error| chain(&error));
+    Some((path, version))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -17,6 +17,7 @@ mod wire;
 
 use std::ffi::OsStr;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use smartvm::background::{Second, take_connections};
@@ -29,14 +30,15 @@ use front::Front;
 use wire::RunRequest;
 
 /// Runs a machine until it ends or is detached.
-pub(crate) async fn run(arguments: RunArguments, printer: &Printer) -> ExitCode {
+pub(crate) async fn run(arguments: RunArguments, verbose: u8, printer: &Printer) -> ExitCode {
     let request = request(&arguments);
     // Looked at before the owner starts, so that both know the same settings to go back to.
     let terminal = Terminal::on_stdin();
     let connected = if terminal.is_some() || arguments.detach {
         let id = arguments.id.as_ref().map_or("", |id| id.as_str());
-        Second::start(&[OsStr::new("owner"), OsStr::new(id)])
-            .map(|second| (second.control, second.data, Some(second.child)))
+        let verbose = ["-v"].repeat(verbose.into());
+        let words: Vec<&OsStr> = ["owner", id].into_iter().chain(verbose).map(OsStr::new).collect();
+        Second::start(&words).map(|second| (second.control, second.data, Some(second.child)))
     } else {
         in_this_process()
     };
@@ -72,18 +74,20 @@ fn in_this_process() -> std::io::Result<Connected> {
 }
 
 fn request(arguments: &RunArguments) -> RunRequest {
+    // The VMM works in the machine's directory: what the user named must not move with it.
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     RunRequest {
-        config_file: arguments.config_file.clone(),
+        config_file: absolute(&arguments.config_file),
         id: arguments.id.clone(),
-        firecracker: arguments.firecracker.firecracker.clone(),
+        firecracker: arguments.firecracker.firecracker.as_ref().map(absolute),
         marks: arguments.mark.clone(),
         stop_timeout_s: arguments.stop_timeout,
         log_level: arguments.log_level,
-        log_file: arguments.log_file.clone(),
+        log_file: arguments.log_file.as_ref().map(absolute),
         boot_timer: arguments.boot_timer,
-        metadata: arguments.metadata.clone(),
+        metadata: arguments.metadata.as_ref().map(absolute),
         enable_pci: arguments.enable_pci,
-        seccomp_filter: arguments.seccomp_filter.clone(),
+        seccomp_filter: arguments.seccomp_filter.as_ref().map(absolute),
         no_seccomp: arguments.dangerously_disable_seccomp,
     }
 }

@@ -125,6 +125,9 @@ impl Owner {
         if let Some(guest) = machine.take_console_input() {
             tokio::spawn(relay::input(from_data, guest));
         }
+        if tracing::enabled!(tracing::Level::INFO) {
+            tokio::spawn(relay::log(machine.diagnostics().reader()));
+        }
         let (lost, mut lost_bytes) = mpsc::unbounded_channel();
         let (detach, detached) = oneshot::channel();
         let relay = tokio::spawn(relay::output(machine.console().reader(), to_data, detached, lost));
@@ -172,6 +175,8 @@ impl Owner {
         self.from_front = None;
         self.to_front = None;
         self.terminal = None;
+        // Nor keep the file system of the front's folder busy.
+        let _ = std::env::set_current_dir("/");
         if let Err(error) = smartvm::background::leave_stderr() {
             tracing::debug!(%error, "standard error stays");
         }
@@ -290,7 +295,7 @@ impl Life {
                 let what =
                     format!("machine `{}`: Firecracker ended: {}", self.machine.id(), exit.explained());
                 let mut report = Report::plain("PROCESS_EXITED", what, Exit::VmmFailed);
-                report.log = self.machine.diagnostics().last_lines(20);
+                report.log = self.machine.last_words(20);
                 ("Firecracker ended by itself".to_owned(), Exit::VmmFailed, Some(report))
             }
         };
@@ -331,6 +336,13 @@ async fn start(request: &RunRequest) -> Result<(Machine, Vec<Problem>), Box<Repo
     let host = Host::open_clean(&Directories::find())
         .await
         .map_err(|error| Report::of(&error).with_exit(Exit::HostNotReady))?;
+    if let Some(file) = &request.log_file
+        && let Err(error) = std::fs::File::options().append(true).create(true).open(file)
+    {
+        // Firecracker before 1.14 does not make it.
+        let what = format!("cannot write Firecracker's log to {}", file.display());
+        return Err(Box::new(Report::plain("HOST", what, Exit::Internal).because(&error)));
+    }
     let options = StartOptions {
         id: request.id.clone(),
         log: LogOptions {

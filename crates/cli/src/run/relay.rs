@@ -75,6 +75,18 @@ pub(crate) async fn input(mut data: OwnedReadHalf, guest: OwnedFd) {
     }
 }
 
+/// Firecracker's log, line by line, to ours.
+pub(crate) async fn log(mut diagnostics: OutputReader) {
+    let mut rest = Vec::new();
+    while let Some(chunk) = diagnostics.next().await {
+        rest.extend(chunk.bytes);
+        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            tracing::info!(target: "firecracker", "{}", String::from_utf8_lossy(&line).trim_end());
+        }
+    }
+}
+
 /// The console of a detached machine: the last one to two [`ConsoleLog::LIMIT`] bytes in two files.
 struct ConsoleLog {
     path: PathBuf,

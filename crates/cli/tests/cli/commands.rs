@@ -54,6 +54,10 @@ fn version_names_ours_and_firecrackers() {
     assert_eq!(version["smartvm"], env!("CARGO_PKG_VERSION"));
     assert!(version["firecracker"]["version"].as_str().unwrap().starts_with("1."));
     assert!(text(&scene.output(&["version"]).stdout).starts_with("smartvm "));
+    let mut command = scene.smartvm();
+    let output = command.args(["version", "--json"]).env("SMARTVM_JAILER", smartvm_lab::jailer()).output();
+    let jailer = &json(&output.unwrap())["jailer"];
+    assert!(jailer["version"].as_str().unwrap().starts_with("1."), "{jailer}");
 }
 
 #[test]

@@ -223,3 +223,64 @@ fn the_timeline_says_when_what_was_reached() {
     assert!(timeline["end_ms"].as_f64().unwrap() >= mark, "{timeline}");
     assert_eq!((&end["exit_status"], &end["how"]), (&0.into(), &"the guest ended".into()));
 }
+
+#[test]
+fn a_guest_that_reads_nothing_holds_up_its_input_and_not_a_stop() {
+    let scene = Scene::new();
+    let mut run = Running::start(scene.run(Guest::ByteThenIdle).args(["--stop-timeout", "0"]));
+    run.await_output("S");
+    let mut input = run.child.stdin.take().unwrap();
+    // Far more than all pipes and sockets on the way hold: this write ends only with the run.
+    let writer = std::thread::spawn(move || input.write_all(&vec![b'x'; 16 << 20]).is_err());
+    wait_until("the way is full", PATIENCE, || is_waiting_to_write(run.pid()));
+    run.signal(Signal::TERM);
+    assert_eq!(run.end().0.code(), Some(143));
+    assert!(writer.join().unwrap(), "the rest was never taken");
+    scene.assert_clean();
+}
+
+/// Whether the command has stopped taking input: none is read between two looks.
+fn is_waiting_to_write(pid: i32) -> bool {
+    let read = || {
+        let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+        io.lines().find(|line| line.starts_with("rchar")).unwrap().to_owned()
+    };
+    let before = read();
+    std::thread::sleep(Duration::from_millis(50));
+    read() == before
+}
+
+#[test]
+fn firecrackers_log_goes_where_it_is_wanted() {
+    let scene = Scene::new();
+    let mut run = scene.run(Guest::ByteThenReset);
+    // A relative path starts where the user is, not where the VMM works.
+    let run = run.current_dir(scene.path("")).args(["--log-file", "fc.log", "--log-level", "info"]);
+    let output = run.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let log = std::fs::read_to_string(scene.path("fc.log")).unwrap();
+    assert!(log.contains("Running Firecracker"), "{log}");
+
+    let output = scene.run(Guest::ByteThenReset).arg("-v").stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.stdout, b"S");
+    assert!(contains(&output.stderr, b"Running Firecracker"), "{output:?}");
+}
+
+#[test]
+fn an_error_has_the_last_lines_of_a_log_that_the_config_names() {
+    let scene = Scene::new();
+    scene.write("guest", Guest::ByteThenIdle.elf());
+    scene.write("fc.log", "of an earlier run\n");
+    let config = scene.write(
+        "vm.json",
+        r#"{"boot-source": {"kernel_image_path": "guest"}, "drives": [], "logger": {"log_path": "fc.log"}}"#,
+    );
+    let mut run = Running::start(scene.smartvm().arg("run").arg("--config-file").arg(config));
+    run.await_output("S");
+    let vmm = rustix::process::Pid::from_raw(scene.vmms()[0]).unwrap();
+    rustix::process::kill_process(vmm, Signal::SEGV).unwrap();
+    let (status, _, said) = run.end();
+    assert_eq!(status.code(), Some(6), "{said}");
+    assert!(said.contains("log: ") && said.contains("signal 11"), "{said}");
+    assert!(!said.contains("an earlier run"), "{said}");
+}

@@ -60,6 +60,8 @@ pub enum StartError {
         source: Box<SpawnError>,
         /// What could not be removed afterwards.
         left_behind: Vec<String>,
+        /// The last lines of Firecracker's log, when that went to a file.
+        log: Vec<String>,
     },
 }
 
@@ -73,7 +75,15 @@ impl StartError {
     }
 
     pub(super) fn vmm(id: MachineId, source: SpawnError, left_behind: Vec<String>) -> Self {
-        Self::Vmm { id, source: Box::new(source), left_behind }
+        Self::Vmm { id, source: Box::new(source), left_behind, log: Vec::new() }
+    }
+
+    /// With what Firecracker wrote to a log file of the user's.
+    pub(super) fn with_log(mut self, lines: Vec<String>) -> Self {
+        if let Self::Vmm { log, .. } = &mut self {
+            *log = lines;
+        }
+        self
     }
 
     /// What could not be removed after the failure; `smartvm gc` will try again.
@@ -116,7 +126,8 @@ impl Explain for StartError {
 
     fn last_words(&self) -> &[String] {
         match self {
-            Self::Vmm { source, .. } => source.last_words(),
+            Self::Vmm { source, log, .. } if log.is_empty() => source.last_words(),
+            Self::Vmm { log, .. } => log,
             _ => &[],
         }
     }

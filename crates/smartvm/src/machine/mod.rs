@@ -7,6 +7,7 @@
 mod error;
 mod keeper;
 mod life;
+mod log_file;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ use crate::record::{Record, replace};
 pub use error::{RequestError, StartError};
 use keeper::{Keeper, release};
 use life::Life;
+use log_file::LogFile;
 
 /// How to start a machine, beside its config.
 #[derive(Debug, Clone)]
@@ -82,6 +84,7 @@ pub struct Machine {
     asked: Instant,
     process: Option<ProcessId>,
     life: Arc<Life>,
+    log: LogFile,
     released: watch::Receiver<Option<Released>>,
 }
 
@@ -93,6 +96,9 @@ pub struct Released {
     /// What could not be removed; `smartvm gc` will try again.
     pub left_behind: Vec<String>,
 }
+
+/// How many lines of Firecracker's log an error carries.
+const LAST_WORDS: usize = 20;
 
 impl Machine {
     /// Starts a machine and waits until its VMM answers; then the guest runs.
@@ -138,6 +144,8 @@ impl Machine {
         dir.write_record(&record).map_err(failed("write the record", dir.file("machine.json")))?;
         let config_file = dir.file("config.json");
         replace(&config_file, config.json.as_bytes()).map_err(failed("write", config_file.clone()))?;
+        let logger = config.spec.logger.as_ref().and_then(|logger| logger.log_path.clone());
+        let log_path = logger.or_else(|| options.log.path.clone());
         let launch = Launch {
             id: Some(id.as_str().to_owned()),
             config_file: Some(config_file),
@@ -152,13 +160,14 @@ impl Machine {
             readiness: options.readiness,
             ..Launch::new(&firecracker.path, dir.file("api.sock"))
         };
+        let log = LogFile::begin(log_path);
         let asked = Instant::now();
         let mut vmm = match Vmm::spawn(launch).await {
             Ok(vmm) => vmm,
             Err(source) => {
                 let effects = life.on(Event::SpawnFailed);
                 let left_behind = release(&life, effects, &mut Some(dir));
-                return Err(StartError::vmm(id, source, left_behind));
+                return Err(StartError::vmm(id, source, left_behind).with_log(log.last_lines(LAST_WORDS)));
             }
         };
         life.on(Event::VmmSpawned);
@@ -176,7 +185,8 @@ impl Machine {
             dir: Some(dir),
             released: sender,
         };
-        let machine = Self { id, dir: keeper.path(), vmm, console_input, asked, process, life, released };
+        let machine =
+            Self { id, dir: keeper.path(), vmm, console_input, asked, process, life, log, released };
         tokio::spawn(keeper.run());
         if let Err(source) = recorded {
             let path = machine.dir.join("machine.json");
@@ -215,6 +225,13 @@ impl Machine {
     /// Firecracker's own words: its log and its standard error.
     pub fn diagnostics(&self) -> &Output {
         self.vmm.diagnostics()
+    }
+
+    /// The last `most` lines of Firecracker's log, wherever it goes: the user's config may name a file of its own.
+    pub fn last_words(&self, most: usize) -> Vec<String> {
+        // Before Firecracker has read its config it logs to us: the file has the later lines.
+        let lines = self.log.last_lines(most);
+        if lines.is_empty() { self.diagnostics().last_lines(most) } else { lines }
     }
 
     /// The write end of the guest's console; `Some` once, and only with [`ConsoleInput::Pipe`].
