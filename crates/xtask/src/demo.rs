@@ -25,8 +25,8 @@ use machine::Machine;
 /// The demo's machine in smartvm.
 const ID: &str = "demo";
 
-/// How long the guest may take to its init: three seconds under emulation, more on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the guest may take to its init: some eight seconds under emulation, more on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Shows it; the exit code is 1 when it did not go as described.
 pub(crate) fn run() -> Result<ExitCode> {
@@ -56,16 +56,21 @@ pub(crate) fn run() -> Result<ExitCode> {
         }
     };
     let config = machine.keep_config(&config(machine.assets()))?;
-    let reached = boot_and_stop(&machine, &config)?;
+    let mut reached = boot_and_stop(&machine, &config)?;
+    if !reached && machine.is_emulated() {
+        println!("demo: the emulated processor is known to lose a guest now and then: once more");
+        reached = boot_and_stop(&machine, &config)?;
+    }
     machine.forget_config(&config)?;
     let clean = machine.leaks()?;
     println!("demo: took {:.0} s in all", started.elapsed().as_secs_f64());
     Ok(if reached && clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The guest's own config, but with the kernel's words on the console.
+/// The guest's own config, but with the kernel's first and more important words on the console. With all of
+/// them, some three hundred lines, about one in ten guests is lost under emulation.
 fn config(assets: &guest::Assets) -> String {
-    let boot_args = assets.boot_args.replace(" quiet ", " ");
+    let boot_args = assets.boot_args.replace(" quiet ", " loglevel=6 ");
     guest::Assets { boot_args, ..assets.clone() }.config("idle").to_string()
 }
 

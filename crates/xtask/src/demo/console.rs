@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::Sender;
 
-/// So many lines are shown before the kernel's long list of devices is left out.
+/// So many lines are shown before the kernel's findings about the machine are left out.
 const FIRST: usize = 4;
 
 /// The kernel's words before it starts the first program.

@@ -48,6 +48,11 @@ impl Machine {
         }
     }
 
+    /// Whether its processor is an emulated one.
+    pub(super) fn is_emulated(&self) -> bool {
+        matches!(self, Self::Lab { .. })
+    }
+
     /// How a command of this machine is introduced.
     pub(super) fn prompt(&self) -> &'static str {
         match self {
