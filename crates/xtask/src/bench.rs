@@ -14,7 +14,7 @@ use crate::workspace;
 pub(crate) struct Arguments {
     /// The bench: `start`.
     name: String,
-    /// Handed to the bench, as `--runs N`.
+    /// Handed to the bench, as `--runs N`; `--help` tells what it takes.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
