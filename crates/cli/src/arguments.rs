@@ -132,7 +132,7 @@ pub(crate) struct CheckArguments {
     pub(crate) enable_pci: bool,
 }
 
-/// Which Firecracker to use.
+// No doc comment: clap would take it for the text of every command that flattens this.
 #[derive(Debug, Args)]
 pub(crate) struct FirecrackerArgument {
     /// The Firecracker binary; else SMARTVM_FIRECRACKER, else `firecracker` on PATH.
@@ -235,6 +235,17 @@ mod tests {
     #[test]
     fn the_command_line_fits_together() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn each_command_says_something_of_its_own() {
+        let command = Arguments::command();
+        let mut said: Vec<_> =
+            command.get_subcommands().map(|sub| sub.get_about().unwrap().to_string()).collect();
+        let all = said.len();
+        said.sort();
+        said.dedup();
+        assert_eq!(said.len(), all, "{said:#?}");
     }
 
     #[test]
