@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -23,7 +24,10 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// The process that has this pid now, `None` when there is none or it has ended (a zombie has).
+    /// The process that has this pid now, `None` when there is none or it has ended.
+    ///
+    /// A zombie has ended, unless threads of it still run: then its descriptors are still open, its sockets still take
+    /// connections, and its guest's memory is still there.
     ///
     /// # Errors
     /// When /proc cannot be read.
@@ -50,6 +54,29 @@ impl ProcessId {
     /// When /proc cannot be read.
     pub fn is_alive(&self) -> io::Result<bool> {
         Ok(Self::of(self.pid)?.as_ref() == Some(self))
+    }
+
+    /// The processes of this user that are on their way out but have not ended yet. The kernel takes a VM down in some
+    /// 25 ms, and for most of that time neither a command line nor a working directory tells whose VMM it was.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn ending() -> io::Result<Vec<Self>> {
+        let user = rustix::process::geteuid().as_raw();
+        let mut ending = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // Either fails for a process that has just gone.
+            if !entry.metadata().is_ok_and(|metadata| metadata.uid() == user) {
+                continue;
+            }
+            let Ok(Some(stat)) = Stat::read(pid) else { continue };
+            if stat.exiting && !stat.has_ended() {
+                ending.push(Self { pid, start_time: stat.start_time, boot_id: boot_id()? });
+            }
+        }
+        Ok(ending)
     }
 
     /// Sends SIGKILL to exactly this process; `false` when it was gone already. Never hits another process: the
@@ -80,10 +107,16 @@ fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
+/// The kernel's flag of a task that is on its way out (include/linux/sched.h).
+const PF_EXITING: u32 = 0x4;
+
 /// What we need of proc_pid_stat(5).
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     state: u8,
+    /// The leader is in `do_exit` or past it: PF_EXITING of the kernel's task flags.
+    exiting: bool,
+    threads: u32,
     start_time: u64,
 }
 
@@ -106,13 +139,16 @@ impl Stat {
         let rest = std::str::from_utf8(&stat[after_name..]).ok()?;
         let mut fields = rest.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
-        // State is field 3, start time field 22.
-        let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { state, start_time })
+        // State is field 3, flags 9, number of threads 20, start time 22.
+        let flags: u32 = fields.nth(5)?.parse().ok()?;
+        let threads = fields.nth(10)?.parse().ok()?;
+        let start_time = fields.nth(1)?.parse().ok()?;
+        Some(Self { state, exiting: flags & PF_EXITING != 0, threads, start_time })
     }
 
     fn has_ended(&self) -> bool {
-        matches!(self.state, b'Z' | b'X' | b'x')
+        // The first thread may be a zombie before the others: it counts itself.
+        matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
     }
 }
 
@@ -205,7 +241,19 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
         let stat = b"42 (a) Z 1 2 (b) S 1 1 1 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 1";
-        assert_eq!(Stat::parse(stat), Some(Stat { state: b'S', start_time: 987_654 }));
+        let expected = Stat { state: b'S', exiting: false, threads: 1, start_time: 987_654 };
+        assert_eq!(Stat::parse(stat), Some(expected));
+    }
+
+    #[test]
+    fn a_zombie_has_ended_only_when_its_last_thread_has() {
+        let stat = |threads: u32| {
+            let text = format!("42 (fc) Z 1 2 3 4 5 4194316 0 0 0 0 0 0 0 0 20 0 {threads} 0 987654 0 0");
+            Stat::parse(text.as_bytes()).unwrap()
+        };
+        assert!(stat(1).has_ended());
+        assert!(!stat(2).has_ended());
+        assert!(stat(2).exiting);
     }
 
     #[test]
