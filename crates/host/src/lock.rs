@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 /// A held lock. Dropping it, or the end of the process, gives it back; the file stays.
 ///
@@ -56,8 +56,14 @@ impl FileLock {
 
     /// `None` when a non-blocking operation would wait, or when the file was replaced while we waited for it.
     fn take(path: &Path, operation: FlockOperation) -> io::Result<Option<Self>> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        // What is not a file (a link, a FIFO) is none of ours: no link is followed, and no FIFO waited for.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
+        let file = options.open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+        }
         match rustix::io::retry_on_intr(|| flock(&file, operation)) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
@@ -65,7 +71,7 @@ impl FileLock {
         }
         // A holder may have removed the file (with its directory) while we waited: then we locked nothing.
         let held = file.metadata()?;
-        match std::fs::metadata(path) {
+        match std::fs::symlink_metadata(path) {
             Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {}
             Ok(_) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -105,6 +111,19 @@ mod tests {
         assert!(FileLock::try_exclusive(&path).unwrap().is_none());
         drop((first, second));
         assert!(FileLock::try_exclusive(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_at_once_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, fifo) = (dir.path().join("link"), dir.path().join("fifo"));
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &link).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+        for path in [&link, &fifo] {
+            assert!(FileLock::try_exclusive(path).is_err());
+            assert!(FileLock::exclusive(path).is_err());
+        }
+        assert!(!dir.path().join("elsewhere").exists());
     }
 
     #[test]
