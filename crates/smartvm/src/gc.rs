@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,7 +18,7 @@ use smartvm_host::lock::FileLock;
 use smartvm_host::process::ProcessId;
 
 use crate::host::Host;
-use crate::machine_dir::{remove_stale_socket, remove_tree};
+use crate::machine_dir::{LOCK, remove_dir, remove_stale_socket};
 use crate::record::Record;
 
 /// Whether to release or only to look.
@@ -57,9 +58,15 @@ pub struct Released {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Left {
     /// Where.
+    #[serde(serialize_with = "readable")]
     pub path: PathBuf,
     /// Why.
     pub why: String,
+}
+
+/// A path in JSON: what is not UTF-8 in it is replaced, since a report must come out whatever stands in a directory.
+fn readable<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 impl GcReport {
@@ -82,6 +89,7 @@ pub(crate) fn run(host: &Host, mode: GcMode) -> GcReport {
             return report;
         }
     };
+    let mut patience = ENDING_PATIENCE;
     for leftover in leftovers {
         let id = leftover.id();
         let vmms = leftover.vmms();
@@ -90,7 +98,7 @@ pub(crate) fn run(host: &Host, mode: GcMode) -> GcReport {
             continue;
         }
         let path = leftover.path.clone();
-        match leftover.release(&vmms) {
+        match leftover.release(host, &vmms, &mut patience) {
             Ok(()) => report.released.push(Released { id, vmms: vmms.iter().map(|vmm| vmm.pid).collect() }),
             Err(why) => report.failed.push(Left { path, why }),
         }
@@ -100,22 +108,54 @@ pub(crate) fn run(host: &Host, mode: GcMode) -> GcReport {
     report
 }
 
+/// How long a lock that a dead owner still seems to hold is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Takes every lock that can be had, so that the slow work needs no common lock and starts go on meanwhile.
 fn collect(host: &Host, mode: GcMode, report: &mut GcReport) -> io::Result<Vec<Leftover>> {
-    let _looking = FileLock::exclusive(&host.machines_lock())?;
     let mut leftovers = Vec::new();
-    for entry in fs::read_dir(host.machines_dir())? {
-        let path = entry?.path();
-        match judge(&path) {
-            Err(why) => report.foreign.push(Left { path, why: why.to_owned() }),
-            Ok(()) => match Leftover::take(&path, mode) {
+    let mut held = Vec::new();
+    {
+        let _looking = FileLock::exclusive(&host.machines_lock())?;
+        for entry in fs::read_dir(host.machines_dir())? {
+            let path = entry?.path();
+            match judge(&path) {
+                Err(why) => report.foreign.push(Left { path, why: why.to_owned() }),
+                Ok(()) => match Leftover::take(&path, mode) {
+                    Ok(leftover) => leftovers.push(leftover),
+                    Err(Kept::Busy) if owner_lives(&path) == Some(false) => held.push(path),
+                    Err(Kept::Busy) => report.alive.push(name(&path)),
+                    Err(Kept::Failed(why)) => report.failed.push(Left { path, why }),
+                },
+            }
+        }
+    }
+    // A child that was to become a VMM has its owner's files open until it has; when the owner is killed, it is too, but a
+    // moment later. Or another `gc` is at work there: then both answer when it is done.
+    let until = Instant::now() + LOCK_PATIENCE;
+    for path in held {
+        while path.exists() {
+            let looking = FileLock::exclusive(&host.machines_lock())?;
+            match Leftover::take(&path, mode) {
                 Ok(leftover) => leftovers.push(leftover),
+                Err(Kept::Busy) if Instant::now() < until && owner_lives(&path) != Some(true) => {
+                    drop(looking);
+                    sleep(Duration::from_millis(1));
+                    continue;
+                }
                 Err(Kept::Busy) => report.alive.push(name(&path)),
                 Err(Kept::Failed(why)) => report.failed.push(Left { path, why }),
-            },
+            }
+            break;
         }
     }
     Ok(leftovers)
+}
+
+/// Whether the owner on record lives; `None` when there is no record.
+fn owner_lives(path: &Path) -> Option<bool> {
+    let record = Record::read(&path.join("machine.json")).ok()?;
+    Some(record.owner.is_alive().unwrap_or(true))
 }
 
 /// Whether this can be a machine's directory.
@@ -130,7 +170,7 @@ fn judge(path: &Path) -> Result<(), &'static str> {
     if metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err("it belongs to another user");
     }
-    match fs::symlink_metadata(path.join("lock")) {
+    match fs::symlink_metadata(path.join(LOCK)) {
         Ok(lock) if !lock.is_file() => Err("its lock is not a file"),
         _ => Ok(()),
     }
@@ -150,14 +190,19 @@ pub(crate) enum Kept {
 }
 
 /// Releases one machine's directory if its owner is dead. It need not exist.
-pub(crate) fn release_leftover(path: &Path) -> Result<(), Kept> {
+pub(crate) fn release_leftover(host: &Host, path: &Path) -> Result<(), Kept> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
-    judge(path).map_err(|why| Kept::Failed(why.to_owned()))?;
-    let leftover = Leftover::take(path, GcMode::Release)?;
+    let leftover = {
+        let _looking = FileLock::exclusive(&host.machines_lock())
+            .map_err(|error| Kept::Failed(format!("the lock of all machines cannot be taken: {error}")))?;
+        judge(path).map_err(|why| Kept::Failed(why.to_owned()))?;
+        Leftover::take(path, GcMode::Release)?
+    };
     let vmms = leftover.vmms();
-    leftover.release(&vmms).map_err(Kept::Failed)
+    let mut patience = ENDING_PATIENCE;
+    leftover.release(host, &vmms, &mut patience).map_err(Kept::Failed)
 }
 
 /// A directory without an owner. We hold its lock, unless this is a dry run and there was none.
@@ -168,8 +213,9 @@ struct Leftover {
 }
 
 impl Leftover {
+    /// The caller holds the lock of all machines alone, so that nobody is making or removing the directory.
     fn take(path: &Path, mode: GcMode) -> Result<Self, Kept> {
-        let lock_path = path.join("lock");
+        let lock_path = path.join(LOCK);
         // Taking a lock makes its file; looking must not.
         let lock = if mode == GcMode::DryRun && !lock_path.exists() {
             None
@@ -190,26 +236,29 @@ impl Leftover {
         name(&self.path)
     }
 
-    /// The VMMs of this machine that still live.
+    /// The VMMs of this machine that still live, but for those that are ending already.
     fn vmms(&self) -> Vec<ProcessId> {
         let mut vmms = working_in(&self.path);
+        let ending = ProcessId::ending().unwrap_or_default();
         if let Some(vmm) = self.record.as_ref().and_then(|record| record.vmm.clone())
             && vmm.is_alive().unwrap_or(false)
             && !vmms.contains(&vmm)
         {
             vmms.push(vmm);
         }
+        vmms.retain(|vmm| !ending.contains(vmm));
         vmms
     }
 
-    fn release(self, vmms: &[ProcessId]) -> Result<(), String> {
+    fn release(self, host: &Host, vmms: &[ProcessId], patience: &mut Duration) -> Result<(), String> {
         for vmm in vmms {
             end(vmm).map_err(|error| format!("its VMM, process {}: {error}", vmm.pid))?;
         }
+        wait_for_the_ending(patience);
         if let Some(vsock) = self.record.as_ref().and_then(|record| record.vsock.as_ref()) {
             remove_stale_socket(vsock);
         }
-        remove_tree(&self.path).map_err(|error| format!("cannot be removed: {error}"))
+        remove_dir(&self.path, &host.machines_lock()).map_err(|error| format!("cannot be removed: {error}"))
     }
 }
 
@@ -222,6 +271,19 @@ pub(crate) fn end(process: &ProcessId) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::new(io::ErrorKind::TimedOut, format!("still there {VMM_PATIENCE:?} after SIGKILL")))
+}
+
+/// How long processes that are just ending are waited for, all in all. One that hangs in the kernel must not hold up everything.
+const ENDING_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Waits for what is just ending: the VMM of an owner that was killed a moment ago may be among it, past the point where
+/// it can be told from others. Until it has gone, its sockets take connections and so count as somebody's.
+pub(crate) fn wait_for_the_ending(patience: &mut Duration) {
+    let begun = Instant::now();
+    for process in ProcessId::ending().unwrap_or_default() {
+        let _ = wait_until_gone(&process, patience.saturating_sub(begun.elapsed()));
+    }
+    *patience = patience.saturating_sub(begun.elapsed());
 }
 
 /// Waits until exactly this process has ended; `false` when it has not within `patience`. Blocks the thread.
@@ -251,7 +313,7 @@ pub(crate) fn wait_until_gone(process: &ProcessId, patience: Duration) -> io::Re
 }
 
 /// Firecrackers whose working directory is `dir`: the owner may have died before it wrote their pid down.
-fn working_in(dir: &Path) -> Vec<ProcessId> {
+pub(crate) fn working_in(dir: &Path) -> Vec<ProcessId> {
     let Ok(dir) = fs::metadata(dir) else { return Vec::new() };
     let own = std::process::id();
     let pids = fs::read_dir("/proc")

@@ -140,10 +140,10 @@ impl Host {
     /// Whether nothing of this machine is left, or could be released now that its owner is dead.
     fn released(&self, known: &Known) -> bool {
         match self.machine(&known.record.id) {
-            Err(_) => !known.dir.exists() || gc::release_leftover(&known.dir).is_ok(),
+            Err(_) => !known.dir.exists() || gc::release_leftover(self, &known.dir).is_ok(),
             // Somebody has started another one of this name.
             Ok(now) if now.record.owner != known.record.owner => true,
-            Ok(now) => !now.alive && gc::release_leftover(&known.dir).is_ok(),
+            Ok(now) => !now.alive && gc::release_leftover(self, &known.dir).is_ok(),
         }
     }
 

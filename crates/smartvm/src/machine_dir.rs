@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! machines.lock (shared) ──> mkdir <id> ──> lock <id>/lock ──> machines.lock given back ──> owner
-//! machines.lock (alone)  ──> gc takes the locks it can get: none of them is of a directory just being made
+//! machines.lock (alone)  ──> gc takes the locks it can get: none of them is of a directory just being made or removed
+//! owner or gc, holding <id>/lock: removes the contents ──> machines.lock (shared) ──> lock ──> rmdir <id>
 //! ```
-//! The lock ends with its holder, however that ends, so a directory whose lock can be taken has no owner.
+//! The lock ends with its holder, however that ends, so a directory whose lock can be taken has no owner. Only the lock's
+//! holder removes the directory, and the lock goes last, unseen: were it to go while somebody looks, he would make a
+//! lock of his own there, and clean up under that one after the name has a new owner.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -25,6 +28,7 @@ use crate::record::Record;
 #[derive(Debug)]
 pub(crate) struct MachineDir {
     path: PathBuf,
+    machines_lock: PathBuf,
     vsock: Option<Vsock>,
     lock: Option<FileLock>,
 }
@@ -40,6 +44,12 @@ pub(crate) enum Refused {
     Io { what: &'static str, path: PathBuf, source: io::Error },
 }
 
+/// The file in the directory whose lock makes the owner.
+pub(crate) const LOCK: &str = "lock";
+
+/// How long a killed VMM is waited for before its sockets are looked at.
+const DYING_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long another process may take to release a dead owner's leftovers.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -53,7 +63,7 @@ impl MachineDir {
             if let Some(dir) = make(host, &path)? {
                 return Ok(dir);
             }
-            match gc::release_leftover(&path) {
+            match gc::release_leftover(host, &path) {
                 Ok(()) => {}
                 Err(gc::Kept::Busy) => {
                     let record = Record::read(&path.join("machine.json")).ok();
@@ -111,13 +121,13 @@ impl MachineDir {
     fn release(&mut self) -> Vec<String> {
         let mut left_behind = Vec::new();
         if let Some(vsock) = self.vsock.take()
-            && let Err(error) = vsock.remove()
+            && let Err(error) = vsock.remove(&self.path)
         {
             left_behind.push(format!("{}: {error}", vsock.path.display()));
         }
         // `take` makes this happen once. The lock is held until the directory has gone.
         if let Some(lock) = self.lock.take() {
-            if let Err(error) = remove_tree(&self.path) {
+            if let Err(error) = remove_dir(&self.path, &self.machines_lock) {
                 left_behind.push(format!("{}: {error}", self.path.display()));
             }
             drop(lock);
@@ -139,16 +149,20 @@ fn make(host: &Host, path: &Path) -> Result<Option<MachineDir>, Refused> {
         let path = path.to_owned();
         move |source| Refused::Io { what, path, source }
     };
-    let making = host.machines_lock();
-    let _making = FileLock::shared(&making).map_err(failed("lock", &making))?;
+    let machines_lock = host.machines_lock();
+    let _making = FileLock::shared(&machines_lock).map_err(failed("lock", &machines_lock))?;
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
         Err(error) => return Err(failed("make the directory", path)(error)),
     }
-    let lock_path = path.join("lock");
+    let lock_path = path.join(LOCK);
     match FileLock::try_exclusive(&lock_path) {
-        Ok(Some(lock)) => Ok(Some(MachineDir { path: path.to_owned(), vsock: None, lock: Some(lock) })),
+        Ok(Some(lock)) => {
+            drop(_making);
+            let path = path.to_owned();
+            Ok(Some(MachineDir { path, machines_lock, vsock: None, lock: Some(lock) }))
+        }
         // Only a stranger can have been quicker: nobody of ours looks while we hold `machines.lock`.
         Ok(None) => Ok(None),
         Err(error) => {
@@ -158,8 +172,32 @@ fn make(host: &Host, path: &Path) -> Result<Option<MachineDir>, Refused> {
     }
 }
 
-/// Removes a directory with all in it, following no link. A VMM that is just dying may still put its socket in.
-pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+/// Removes a machine's directory with all in it, following no link. The caller holds its lock, and its VMM has ended or is
+/// ending.
+pub(crate) fn remove_dir(path: &Path, machines_lock: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_name() == LOCK {
+            continue;
+        }
+        let removed = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => fs::remove_dir_all(entry.path()),
+            _ => fs::remove_file(entry.path()),
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    match FileLock::shared(machines_lock) {
+        Ok(_removing) => remove_tree(path),
+        // Somebody removed the runtime directory whole.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what is there, following no link. A VMM that is just dying may still put its socket in.
+fn remove_tree(path: &Path) -> io::Result<()> {
     for _ in 0..100 {
         match fs::remove_dir_all(path) {
             Ok(()) => return Ok(()),
@@ -181,14 +219,23 @@ struct Vsock {
 }
 
 impl Vsock {
-    fn remove(&self) -> io::Result<()> {
+    /// `dir` is where its VMM worked, if there was one.
+    fn remove(&self, dir: &Path) -> io::Result<()> {
         let there = file_id(&self.path);
         match self.file {
             // Another process replaced it, or removed it.
             Some(_) if self.file != there => Ok(()),
             Some(_) => fs::remove_file(&self.path),
-            // Whatever our VMM left there before it was ready is a socket that nobody listens on.
+            // Whatever our VMM left there before it was ready is a socket that nobody listens on, once it has ended: it
+            // was killed a moment ago when the start was given up.
             None => {
+                let mut patience = DYING_PATIENCE;
+                for vmm in gc::working_in(dir) {
+                    let _ = gc::wait_until_gone(&vmm, patience);
+                }
+                if file_id(&self.path).is_some() {
+                    gc::wait_for_the_ending(&mut patience);
+                }
                 remove_stale_socket(&self.path);
                 Ok(())
             }
