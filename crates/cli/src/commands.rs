@@ -12,7 +12,7 @@ use smartvm::{Config, Directories, FirecrackerBinary, GcMode, Host, MachineId, V
 
 use crate::arguments::{Arguments, CheckArguments, FirecrackerArgument, GcArguments, StopArguments};
 use crate::exit::Exit;
-use crate::report::{Printer, Problem, Report, json_line};
+use crate::report::{Printer, Problem, Report, json_line, on_one_line};
 
 /// Tells an error and answers its exit.
 fn fail(printer: &Printer, report: &Report, exit: Exit) -> Exit {
@@ -233,10 +233,12 @@ pub(crate) async fn gc(arguments: GcArguments, printer: &Printer) -> Exit {
             print(&format!("{did} {}{vmms}\n", released.id));
         }
         for left in &report.foreign {
-            print(&format!("not smartvm's, left alone: {}: {}\n", left.path.display(), left.why));
+            let path = on_one_line(&left.path.display().to_string());
+            print(&format!("not smartvm's, left alone: {path}: {}\n", left.why));
         }
         for left in &report.failed {
-            print(&format!("FAILED to release {}: {}\n", left.path.display(), left.why));
+            let path = on_one_line(&left.path.display().to_string());
+            print(&format!("FAILED to release {path}: {}\n", left.why));
         }
         if report.released.is_empty() && report.failed.is_empty() {
             print("nothing to release\n");

@@ -205,6 +205,11 @@ impl Printer {
     }
 }
 
+/// Text that comes from elsewhere, on one line: no name of a file has a hold on the terminal.
+pub(crate) fn on_one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 /// Text after a label; what comes from elsewhere may hold line ends and control characters.
 fn labelled(label: &str, text: &str) -> String {
     let clean: String =
