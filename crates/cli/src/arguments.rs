@@ -28,12 +28,16 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Run(RunArguments),
     Check(CheckArguments),
+    /// Find out what this host can run, by booting a tiny guest; each failed check comes with its fix.
+    #[command(after_help = "Examples:\n  smartvm doctor\n  smartvm doctor --json | jq .linux_guests")]
     Doctor(FirecrackerArgument),
     /// List the machines of this host.
     #[command(after_help = "Examples:\n  smartvm ps\n  smartvm ps --json")]
     Ps,
     Stop(StopArguments),
     Gc(GcArguments),
+    /// Tell the versions of smartvm, and of the Firecracker and jailer that it would use.
+    #[command(after_help = "Examples:\n  smartvm version\n  smartvm version --json")]
     Version(FirecrackerArgument),
     /// Print a completion script.
     #[command(after_help = "Example:\n  smartvm completions bash > /etc/bash_completion.d/smartvm")]

@@ -5,12 +5,23 @@
 use std::error::Error;
 use std::io::Write;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use smartvm::{Config, Directories, FirecrackerBinary, Host, Ladder, Machine, StartOptions, check_config};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("usage: run_config CONFIG_FILE")?;
     let firecracker = FirecrackerBinary::find(None).await?;
     let config = Config::load(Path::new(&path))?;
