@@ -33,7 +33,7 @@ struct Arguments {
     /// Only these parts: `ready`, `ready-busy`, `first-byte`, `stop`, `batches`.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// End with status 1 when a target is missed.
+    /// End with status 1 when any target is missed, not only when a start was lost or something was left behind.
     #[arg(long)]
     enforce: bool,
     #[command(subcommand)]
@@ -62,6 +62,8 @@ struct Batch {
     left_behind: usize,
 }
 
+const LOST_OR_LEFT: &str = "lost-or-left";
+
 const TARGETS: &[Target] = &[
     Target { figure: "ready", says: "<= 1.2x", met: |f| f.ratio.is_some_and(|r| r <= 1.2) },
     Target {
@@ -88,7 +90,7 @@ const TARGETS: &[Target] = &[
     },
     Target { figure: "manager-cpu", says: "<= 0.3 ms", met: |f| f.median <= 0.3 },
     Target { figure: "manager-rss", says: "<= 20 KiB", met: |f| f.median <= 20.0 },
-    Target { figure: "lost-or-left", says: "none", met: |f| f.p99 == 0.0 },
+    Target { figure: LOST_OR_LEFT, says: "none", met: |f| f.p99 == 0.0 },
 ];
 
 fn main() -> Outcome<ExitCode> {
@@ -133,10 +135,13 @@ fn bench(arguments: &Arguments) -> Outcome<ExitCode> {
     println!("{}", table(&figures, TARGETS));
     let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     println!("kept in {}", keep(&target_dir, "start", &figures)?.display());
-    let missed = figures
-        .iter()
-        .any(|figure| TARGETS.iter().any(|target| target.figure == figure.figure && !(target.met)(figure)));
-    Ok(if missed && arguments.enforce { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let missed = |figure: &Figure| {
+        TARGETS.iter().any(|target| target.figure == figure.figure && !(target.met)(figure))
+    };
+    // Times may miss their targets on a busy machine; a lost start or a leftover is a fault everywhere.
+    let fault =
+        figures.iter().any(|figure| missed(figure) && (arguments.enforce || figure.figure == LOST_OR_LEFT));
+    Ok(if fault { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn cores() -> usize {
@@ -312,7 +317,7 @@ fn batches(batches: usize) -> Outcome<Vec<Figure>> {
     }
     figures.push(Figure::alone("manager-cpu", "ms/VM", &cpu));
     figures.push(Figure::alone("manager-rss", "KiB/VM", &rss));
-    let mut lost = Figure::alone("lost-or-left", "VMs", &[lost_or_left as f64]);
+    let mut lost = Figure::alone(LOST_OR_LEFT, "VMs", &[lost_or_left as f64]);
     lost.n = starts;
     figures.push(lost);
     Ok(figures)
