@@ -274,10 +274,10 @@ impl Watcher {
             drop(table);
             // The Child may live on in handles, and its pidfd stays readable: out of the epoll set with it.
             let _ = epoll::delete(&self.epoll, &watched.child.pidfd);
-            watched.drain(buffer);
+            watched.drain(&self.epoll, buffer);
             watched.child.finish();
         } else if let Some(watched) = table.watched.get_mut(&number) {
-            watched.read_once(source, buffer);
+            watched.read_once(&self.epoll, source, buffer);
         }
     }
 }
@@ -285,23 +285,22 @@ impl Watcher {
 impl Watched {
     /// Reads what there is, at most one buffer full, so that a flooding guest leaves time for the others.
     /// `false` when there is nothing more for now, or ever.
-    fn read_once(&mut self, source: Source, buffer: &mut [u8]) -> bool {
+    fn read_once(&mut self, epoll: &OwnedFd, source: Source, buffer: &mut [u8]) -> bool {
+        let Self { child, pipes } = self;
         let (slot, output) = match source {
-            Source::Console => (&mut self.pipes.console, &self.child.console),
-            Source::Diagnostics => (&mut self.pipes.diagnostics, &self.child.diagnostics),
+            Source::Console => (&mut pipes.console, &child.console),
+            Source::Diagnostics => (&mut pipes.diagnostics, &child.diagnostics),
             Source::Exit => return false,
         };
         let Some(pipe) = slot.as_ref() else { return false };
         match rustix::io::read(pipe.as_fd(), &mut *buffer) {
             Ok(0) => {
-                // Closing takes it out of the epoll set: nobody else holds this read end.
-                *slot = None;
-                output.close();
+                close(epoll, slot, output);
                 false
             }
             Ok(count) => {
                 if source == Source::Console {
-                    self.child.first_output.get_or_init(Instant::now);
+                    child.first_output.get_or_init(Instant::now);
                 }
                 output.push(&buffer[..count]);
                 true
@@ -310,22 +309,66 @@ impl Watched {
             Err(rustix::io::Errno::AGAIN) => false,
             Err(error) => {
                 tracing::warn!(%error, "cannot read a VMM's output");
-                *slot = None;
-                output.close();
+                close(epoll, slot, output);
                 false
             }
         }
     }
 
-    /// What the ended child left in its pipes. Bounded, since somebody else may hold the write ends.
-    fn drain(&mut self, buffer: &mut [u8]) {
+    /// Takes what the ended child left in its pipes and closes them. Bounded, since somebody else may hold the write ends.
+    fn drain(&mut self, epoll: &OwnedFd, buffer: &mut [u8]) {
         const MOST_READS: usize = 64;
         for source in [Source::Console, Source::Diagnostics] {
             for _ in 0..MOST_READS {
-                if !self.read_once(source, buffer) {
+                if !self.read_once(epoll, source, buffer) {
                     break;
                 }
             }
         }
+        let Self { child, pipes } = self;
+        close(epoll, &mut pipes.console, &child.console);
+        close(epoll, &mut pipes.diagnostics, &child.diagnostics);
+    }
+}
+
+/// Takes a pipe out of the epoll set and closes it. Closing alone would leave it there, ready for ever, while a process
+/// forked from this one has a copy.
+fn close(epoll: &OwnedFd, pipe: &mut Option<OwnedFd>, output: &Output) {
+    if let Some(pipe) = pipe.take() {
+        let _ = epoll::delete(epoll, &pipe);
+    }
+    output.close();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::Timespec;
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+    #[test]
+    fn a_copy_of_a_pipe_in_a_forked_process_does_not_keep_the_watcher_busy() {
+        let watcher =
+            Watcher { epoll: epoll::create(epoll::CreateFlags::CLOEXEC).unwrap(), table: Mutex::default() };
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        // Stands for the copy that a fork without exec has.
+        let copy = read.try_clone().unwrap();
+        let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        let child = Arc::new(Child::new(getpid(), pidfd, Instant::now(), 16, None));
+        watcher.watch(&child, Pipes { console: Some(read), diagnostics: None }).unwrap();
+        drop(write);
+        let events = || {
+            let mut events = Vec::with_capacity(4);
+            let now = Timespec::default();
+            epoll::wait(&watcher.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)).unwrap();
+            events
+        };
+        for event in events() {
+            let (number, source) = Source::parse(event.data.u64()).unwrap();
+            watcher.handle(number, source, &mut [0; 16]);
+        }
+        assert_eq!(events().len(), 0);
+        drop(copy);
     }
 }
