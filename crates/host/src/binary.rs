@@ -179,16 +179,17 @@ async fn answer(path: &Path, find: impl Fn(&str) -> Option<Version>) -> Result<V
     let started = start_program(&[path.as_os_str(), OsStr::new("--version")]).await.map_err(start)?;
     let child = &started.owned.child;
     let exit = match timeout(PATIENCE, child.wait()).await {
-        Ok(ended) => ended.exit.to_string(),
-        Err(_) => format!("no end within {PATIENCE:?}"),
+        Ok(ended) => Ok(ended.exit),
+        Err(_) => Err(format!("no end within {PATIENCE:?}")),
     };
     let said = String::from_utf8_lossy(&child.console.tail()).into_owned();
     match find(&said) {
-        Some(version) if exit == Exit::Status(0).to_string() => Ok(version),
+        // In an owner that ignores SIGCHLD nobody knows the status.
+        Some(version) if matches!(exit, Ok(Exit::Status(0) | Exit::Unknown)) => Ok(version),
         _ => Err(BinaryError::Foreign {
             path: path.to_owned(),
             said: said.trim().chars().take(100).collect(),
-            exit,
+            exit: exit.map_or_else(|late| late, |exit| exit.to_string()),
         }),
     }
 }

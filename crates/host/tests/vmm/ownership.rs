@@ -79,6 +79,39 @@ fn a_detached_vmm_outlives_its_killed_owner() {
     eventually("the VMM is gone", Duration::from_secs(5), || !vmm.is_alive().unwrap());
 }
 
+/// Set in the owner that the test below starts with SIGCHLD ignored.
+const NO_SIGCHLD: &str = "SMARTVM_TEST_OWNER_IGNORES_SIGCHLD";
+
+/// Not a test of its own, see below. As a plain test it does nothing.
+#[test]
+fn ignoring_owner() {
+    if std::env::var_os(NO_SIGCHLD).is_none() {
+        return;
+    }
+    run(async {
+        let firecracker = smartvm_host::FirecrackerBinary::at(&smartvm_lab::firecracker()).await.unwrap();
+        assert_eq!(firecracker.version.to_string(), smartvm_lab::FIRECRACKER_VERSION);
+        let scene = Scene::new();
+        let vmm = Vmm::spawn(scene.launch(Guest::ByteThenIdle)).await.unwrap();
+        let ended = vmm.stop(&Ladder::default()).await.unwrap();
+        assert_eq!(ended.exit, smartvm_host::process::Exit::Unknown, "nobody can collect it");
+        assert!(!lives(vmm.pid()) && !vmm.api_sock().exists());
+    });
+}
+
+#[test]
+fn an_owner_that_ignores_sigchld_only_misses_how_a_vmm_ended() {
+    // An ignored signal stays so in the programs that a process becomes.
+    let status = Command::new("/usr/bin/env")
+        .arg("--ignore-signal=CHLD")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "ownership::ignoring_owner"])
+        .env(NO_SIGCHLD, "1")
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
 #[test]
 fn dropping_a_detached_vmm_leaves_it_running_and_stopping_it_still_works() {
     run(async {
