@@ -10,7 +10,7 @@ use smartvm_firecracker::api::InstanceInfo;
 use smartvm_firecracker::client::SLOW;
 use smartvm_firecracker::first_answer::FirstAnswer;
 use smartvm_firecracker::{ApiError, Client};
-use tokio::time::{Instant as Deadline, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::error::SpawnError;
 use crate::launch::Readiness;
@@ -132,7 +132,6 @@ enum Broken {
 /// For a VMM that did not listen within the spawning thread's patience.
 async fn connect_late(owned: &Owned, api_sock: &Path, limit: Duration) -> Result<Connected, Stopped> {
     let child = &owned.child;
-    let until = Deadline::from_std(child.running) + limit;
     let mut connector = connector(api_sock)?;
     loop {
         tokio::select! {
@@ -143,7 +142,7 @@ async fn connect_late(owned: &Owned, api_sock: &Path, limit: Duration) -> Result
         if let Some(connected) = try_connect(child, api_sock, &mut connector)? {
             return Ok(connected);
         }
-        if Deadline::now() >= until {
+        if child.running.elapsed() >= limit {
             return Err(Stopped::Failed(SpawnError::SocketTimeout {
                 path: api_sock.to_owned(),
                 within: limit,

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use smartvm_firecracker::Client;
 use smartvm_firecracker::api::InstanceInfo;
-use tokio::time::{Instant as Deadline, timeout_at};
+use tokio::time::timeout;
 
 use crate::error::{SpawnError, StopError};
 use crate::launch::Launch;
@@ -153,16 +153,20 @@ impl Vmm {
     ///
     /// A stale socket file at the path is removed; a socket that a live process answers on is never touched.
     ///
+    /// Needs a tokio runtime with I/O and time. A process forked from one that has started a VMM cannot start any: it
+    /// lacks the threads that do so.
+    ///
     /// # Errors
     /// See [`SpawnError`]. Every failure leaves no process and no socket.
     ///
     /// # Cancel safety
     /// When the future is dropped, the VMM is killed and cleaned up, also a detached one.
-    pub async fn spawn(launch: Launch) -> Result<Self, SpawnError> {
+    pub async fn spawn(mut launch: Launch) -> Result<Self, SpawnError> {
         let asked = Instant::now();
         let (readiness, boots) = (launch.readiness, launch.config_file.is_some());
         let api_sock = std::path::absolute(&launch.api_sock)
             .map_err(|source| SpawnError::host("resolve the path of the API socket", source))?;
+        launch.api_sock.clone_from(&api_sock);
         let mut started = start_vmm(launch).await?;
         match ready(&mut started, &api_sock, readiness, boots).await {
             Ok(ready) => {
@@ -209,8 +213,7 @@ impl Vmm {
     /// # Errors
     /// When /proc cannot be read.
     pub fn process_id(&self) -> io::Result<Option<ProcessId>> {
-        // Our child keeps its pid until it is reaped, so this cannot be somebody else.
-        if self.is_running() { ProcessId::of(self.pid()) } else { Ok(None) }
+        self.owned.child.process_id()
     }
 
     /// Whether the VMM has not ended.
@@ -288,14 +291,14 @@ impl Vmm {
                 return Ok(ended);
             }
             tried.push(rung);
-            let until = Deadline::now() + patience;
+            let begun = Instant::now();
             child.note(rung);
             match rung {
                 Rung::CtrlAltDel => {
                     // A VMM that does not even take the request gets the next rung at once.
                     let api = self.api.with_deadline(Some(patience));
                     let asked = api.send_ctrl_alt_del();
-                    match timeout_at(until, asked).await {
+                    match timeout(patience, asked).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => {
                             tracing::debug!(pid = self.pid(), %error, "Ctrl+Alt+Del was not taken");
@@ -307,7 +310,7 @@ impl Vmm {
                 Rung::Terminate => child.signal(Signal::TERM),
                 Rung::Kill => child.signal(Signal::KILL),
             }
-            if let Ok(ended) = timeout_at(until, child.wait()).await {
+            if let Ok(ended) = timeout(patience.saturating_sub(begun.elapsed()), child.wait()).await {
                 return Ok(ended);
             }
         }

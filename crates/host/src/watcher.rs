@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, epoll, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 use tokio::sync::Notify;
 
 use crate::output::Output;
-use crate::process::Exit;
+use crate::process::{Exit, ProcessId};
 use crate::socket_path::OwnSocket;
 use crate::vmm::{Ended, Rung};
 
@@ -88,6 +88,15 @@ impl Child {
 
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.ended.get().copied()
+    }
+
+    /// Its identity, `None` once it has ended.
+    pub(crate) fn process_id(&self) -> io::Result<Option<ProcessId>> {
+        let id = ProcessId::of(self.pid.as_raw_pid())?;
+        // A child that lives even now had its pid to itself when we looked.
+        let mut pidfd = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let ended = rustix::io::retry_on_intr(|| poll(&mut pidfd, Some(&Timespec::default())))? > 0;
+        Ok(id.filter(|_| !ended))
     }
 
     pub(crate) async fn wait(&self) -> Ended {
@@ -343,9 +352,19 @@ fn close(epoll: &OwnedFd, pipe: &mut Option<OwnedFd>, output: &Output) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::event::Timespec;
     use rustix::pipe::{PipeFlags, pipe_with};
     use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+    #[test]
+    fn an_ended_childs_pid_is_nobodys_identity() {
+        let mut program = std::process::Command::new("/bin/true").spawn().unwrap();
+        let pid = Pid::from_raw(program.id().cast_signed()).unwrap();
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        program.wait().unwrap();
+        // As if the pid had gone to the next process, which is this one.
+        let child = Child::new(getpid(), pidfd, Instant::now(), 1, None);
+        assert_eq!(child.process_id().unwrap(), None);
+    }
 
     #[test]
     fn a_copy_of_a_pipe_in_a_forked_process_does_not_keep_the_watcher_busy() {

@@ -133,7 +133,8 @@ fn a_vmm_that_does_not_take_sigterm_gets_sigkill() {
         assert_eq!(error.code(), Code::StopTimeout);
         assert!(error.to_string().contains("Ctrl+Alt+Del, SIGTERM"), "{error}");
         assert!(vmm.is_running());
-        let ended = vmm.stop(&Ladder { terminate: tenth, ..Ladder::default() }).await.unwrap();
+        let for_ever = Some(Duration::MAX);
+        let ended = vmm.stop(&Ladder { terminate: tenth, kill: for_ever, ..gentle }).await.unwrap();
         assert_eq!(ended, Ended { exit: Exit::Signal(9), by: Some(Rung::Kill) });
     });
 }
