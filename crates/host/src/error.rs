@@ -120,7 +120,7 @@ impl Explain for SpawnError {
             Self::SocketInUse { .. } => Code::SocketInUse,
             Self::SocketPath { .. } => Code::SocketPath,
             Self::Host { .. } => Code::Host,
-            Self::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Self::Exec { step: "execve", source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Code::FirecrackerNotFound
             }
             Self::Exec { .. } => Code::SpawnFailed,
@@ -138,9 +138,16 @@ impl Explain for SpawnError {
                 Some(format!("use another socket path, or end process {pid} if it is not needed"))
             }
             Self::SocketInUse { .. } => Some("use another socket path".into()),
-            Self::SocketPath { .. } => Some("give a path where a new socket can be made".into()),
+            Self::SocketPath { source, .. } => source
+                .as_ref()
+                .and_then(host_hint)
+                .or_else(|| Some("give a path where a new socket can be made".into())),
             Self::Host { source, .. } => host_hint(source),
-            Self::Exec { exec_file, source, .. } => Some(exec_hint(exec_file, source)),
+            Self::Exec { step: "execve", exec_file, source } => Some(exec_hint(exec_file, source)),
+            Self::Exec { step: "chdir", .. } => {
+                Some("give a working directory that exists and that this user may enter".into())
+            }
+            Self::Exec { source, .. } => host_hint(source),
             Self::SocketTimeout { .. } => Some(
                 "is this binary really Firecracker, and is the host overloaded? `smartvm doctor` tests both"
                     .into(),
@@ -204,7 +211,7 @@ fn exec_hint(exec_file: &Path, source: &io::Error) -> String {
     }
 }
 
-/// Firecracker names its own troubles well; these two need a word about the host.
+/// Firecracker names its own troubles well; these need a word about the host.
 fn exit_hint(last_words: &[String]) -> Option<String> {
     let said = |needle: &str| last_words.iter().any(|line| line.contains(needle));
     if said("/dev/kvm") || said("KVM object") || said("Error creating KVM") {
@@ -213,8 +220,11 @@ fn exit_hint(last_words: &[String]) -> Option<String> {
                 .into(),
         );
     }
-    if said("Address in use") || said("address in use") {
-        return Some("another process made the socket meanwhile: use another socket path".into());
+    if said("FailedToBind") {
+        return Some(
+            "another process made the socket meanwhile, or its directory takes none: use another socket path"
+                .into(),
+        );
     }
     if said("memory") && (said("ENOMEM") || said("Cannot allocate")) {
         return Some("the host has too little memory for this VM: lower mem_size_mib or free some".into());

@@ -12,7 +12,8 @@ use crate::error::SpawnError;
 /// How to start one Firecracker. Made by [`Launch::new`], refined by its public fields.
 #[derive(Debug, Clone)]
 pub struct Launch {
-    /// The Firecracker binary. Not searched on PATH: see [`crate::FirecrackerBinary::find`].
+    /// The Firecracker binary. Not searched on PATH: see [`crate::FirecrackerBinary::find`]. A wrapper must become
+    /// Firecracker by exec: of a process that it forks nobody knows.
     pub exec_file: PathBuf,
     /// Where the VMM shall make its API socket (`--api-sock`). Any length that the file system allows, as long
     /// as the file's own name has at most 80 bytes; its directory must exist.

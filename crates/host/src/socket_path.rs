@@ -54,11 +54,16 @@ pub fn make_way(path: &Path) -> Result<(), SpawnError> {
         Found::Live(pid) => Err(SpawnError::SocketInUse { path: path.to_owned(), pid }),
         Found::Other(what) => Err(cannot(what, None)),
         Found::Stale(file) => {
-            if file.is_still_at(path) {
-                fs::remove_file(path)
-                    .map_err(|source| cannot("the stale socket there cannot be removed", Some(source)))?;
+            if !file.is_still_at(path) {
+                return Ok(());
             }
-            Ok(())
+            match fs::remove_file(path) {
+                // Another start, which also makes way, was faster.
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    Err(cannot("the stale socket there cannot be removed", Some(source)))
+                }
+                _ => Ok(()),
+            }
         }
     }
 }

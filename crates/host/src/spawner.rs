@@ -13,12 +13,13 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 use smartvm_firecracker::api::InstanceInfo;
@@ -94,7 +95,7 @@ enum Job {
     Program { argv: Vec<CString>, reply: oneshot::Sender<Result<Started, SpawnError>> },
 }
 
-/// Starts a VMM and waits a moment for its socket.
+/// Starts a VMM and waits a moment for its socket, whose path is absolute.
 pub(crate) async fn start_vmm(launch: Launch) -> Result<Started, SpawnError> {
     let (reply, started) = oneshot::channel();
     pool()?.push(Job::Vmm { launch: Box::new(launch), reply });
@@ -124,30 +125,28 @@ struct Pool {
 fn pool() -> Result<&'static Pool, SpawnError> {
     static POOL: OnceLock<Pool> = OnceLock::new();
     static THREADS: Mutex<usize> = Mutex::new(0);
+    static WANTED: LazyLock<usize> =
+        LazyLock::new(|| thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 32)));
     let pool = POOL.get_or_init(Pool::default);
     let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
-    if *threads > 0 {
-        return Ok(pool);
-    }
-    let wanted = thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 32));
-    while *threads < wanted {
-        let cradle =
-            Cradle::new().map_err(|source| SpawnError::host("prepare the making of processes", source))?;
-        let made = thread::Builder::new()
-            .name("vmm-spawner".into())
-            .stack_size(128 * 1024)
-            .spawn(move || pool.serve(cradle));
-        match made {
-            Ok(_) => *threads += 1,
-            // One is enough to go on with.
+    while *threads < *WANTED {
+        match pool.add_thread() {
+            Ok(()) => *threads += 1,
+            // One is enough to go on with; the next start tries for more.
             Err(_) if *threads > 0 => break,
-            Err(source) => return Err(SpawnError::host("start the spawning thread", source)),
+            Err(source) => return Err(SpawnError::host("make the threads that start processes", source)),
         }
     }
     Ok(pool)
 }
 
 impl Pool {
+    fn add_thread(&'static self) -> io::Result<()> {
+        let cradle = Cradle::new()?;
+        let thread = thread::Builder::new().name("vmm-spawner".into()).stack_size(128 * 1024);
+        thread.spawn(move || self.serve(cradle)).map(drop)
+    }
+
     fn push(&self, job: Job) {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
         self.arrived.notify_one();
@@ -181,10 +180,8 @@ impl Pool {
 
 fn spawn_vmm(launch: &Launch, cradle: &mut Cradle) -> Result<Started, SpawnError> {
     let watcher = Watcher::get().map_err(|source| SpawnError::host("watch processes", source))?;
-    let api_sock = std::path::absolute(&launch.api_sock)
-        .map_err(|source| SpawnError::host("resolve the path of the API socket", source))?;
-    make_way(&api_sock)?;
-    let (seen_by_child, directory) = childs_view(&api_sock)?;
+    make_way(&launch.api_sock)?;
+    let (seen_by_child, directory) = childs_view(&launch.api_sock)?;
     let plan = ChildPlan {
         exec_file: c_string(launch.exec_file.as_os_str())?,
         argv: launch.argv(&seen_by_child)?,
@@ -205,10 +202,10 @@ fn spawn_vmm(launch: &Launch, cradle: &mut Cradle) -> Result<Started, SpawnError
     let running = Instant::now();
     drop((stdin, stdout, stderr, directory));
 
-    let own_socket = OwnSocket::expected_at(api_sock.clone());
+    let own_socket = OwnSocket::expected_at(launch.api_sock.clone());
     let child = Arc::new(Child::new(pid, pidfd, running, launch.keep_output, Some(own_socket)));
     let owned = watched(&watcher, child, pipes, launch.lifetime != Lifetime::WithOwner)?;
-    let mut connected = connect_soon(&owned.child, &api_sock)?;
+    let mut connected = connect_soon(&owned.child, &launch.api_sock)?;
     // With a config file the VM is built first, which is not worth waiting for here.
     if let (Some(connected), None) = (&mut connected, &launch.config_file) {
         answer_soon(&owned.child, connected);
@@ -337,7 +334,7 @@ pub(crate) fn connector(api_sock: &Path) -> Result<Connector, SpawnError> {
     })
 }
 
-/// One try. `None` while nobody listens.
+/// One try. `None` while nobody listens, or the listener's backlog is full.
 ///
 /// The socket file is there before Firecracker listens, so only a connection counts; and only one to our own child:
 /// another process may have taken the path meanwhile.
@@ -346,7 +343,15 @@ pub(crate) fn try_connect(
     api_sock: &Path,
     connector: &mut Connector,
 ) -> Result<Option<Connected>, SpawnError> {
-    let Ok(stream) = connector.connect() else { return Ok(None) };
+    let stream = match connector.connect() {
+        Ok(stream) => stream,
+        Err(error) => {
+            return match Errno::from_io_error(&error) {
+                Some(Errno::CONNREFUSED | Errno::NOENT | Errno::AGAIN) => Ok(None),
+                _ => Err(SpawnError::host("connect to the API socket", error)),
+            };
+        }
+    };
     match listener_pid(&stream) {
         Some(pid) if pid != child.pid.as_raw_pid() => {
             child.disown_socket();
@@ -375,4 +380,24 @@ fn answer_soon(child: &Child, connected: &mut Connected) {
 fn wait(descriptors: &mut [PollFd<'_>], time: Duration) -> bool {
     let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
     matches!(poll(descriptors, Some(&time)), Ok(1..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{PidfdFlags, getpid, pidfd_open};
+    use smartvm_core::explain::{Code, Explain};
+
+    #[test]
+    fn only_a_socket_that_is_not_there_yet_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        let child = Child::new(getpid(), pidfd, Instant::now(), 1, None);
+        let connect = |path: &Path| try_connect(&child, path, &mut connector(path).unwrap());
+        assert!(connect(&dir.path().join("s")).unwrap().is_none());
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        // Whatever the kernel refuses otherwise, like one descriptor too many, it will refuse again.
+        let error = connect(&dir.path().join("file/s")).unwrap_err();
+        assert_eq!(error.code(), Code::Host);
+    }
 }

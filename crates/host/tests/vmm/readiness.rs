@@ -9,7 +9,7 @@ use crate::fixture::{Scene, eventually, living_under, run};
 use smartvm_core::bare_metal::Guest;
 use smartvm_core::explain::{Code, Explain, Happened};
 use smartvm_host::process::Exit;
-use smartvm_host::{Ladder, Launch, SpawnError, Vmm};
+use smartvm_host::{Ladder, Launch, Readiness, SpawnError, Vmm};
 
 /// A start that must fail with this code and leave neither process nor socket.
 async fn fails(scene: &Scene, launch: Launch, code: Code) -> SpawnError {
@@ -72,6 +72,49 @@ fn a_live_vmms_socket_is_never_touched_and_its_owner_is_named() {
         first.api().describe_instance().await.unwrap();
         UnixStream::connect(first.api_sock()).unwrap();
         first.stop(&Ladder::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn of_many_starts_on_one_path_one_wins_and_keeps_it() {
+    run(async {
+        let scene = Scene::new();
+        for round in 0..20 {
+            if round % 2 == 0 {
+                // All find the same stale socket.
+                drop(UnixListener::bind(scene.path("api.sock")).unwrap());
+            }
+            let starts: Vec<_> = (0..6).map(|_| tokio::spawn(Vmm::spawn(scene.bare_launch()))).collect();
+            let mut winners = Vec::new();
+            for start in starts {
+                match start.await.unwrap() {
+                    Ok(vmm) => winners.push(vmm),
+                    Err(error) => assert!(
+                        matches!(error, SpawnError::SocketInUse { .. } | SpawnError::ProcessExited { .. }),
+                        "{error}: {:?}",
+                        std::error::Error::source(&error)
+                    ),
+                }
+            }
+            let [winner] = &winners[..] else { panic!("{winners:?}") };
+            let stream = UnixStream::connect(winner.api_sock()).unwrap();
+            let listener = rustix::net::sockopt::socket_peercred(&stream).unwrap();
+            assert_eq!(listener.pid.as_raw_pid(), winner.pid());
+            winner.stop(&Ladder::kill_now()).await.unwrap();
+            assert!(!winner.api_sock().exists());
+        }
+    });
+}
+
+#[test]
+fn a_directory_that_takes_no_socket_is_hinted_at() {
+    run(async {
+        let scene = Scene::new();
+        let mut launch = scene.bare_launch();
+        // Root may write anywhere but here.
+        launch.api_sock = "/proc/smartvm.sock".into();
+        let error = fails(&scene, launch, Code::ProcessExited).await;
+        assert!(error.hint().unwrap().contains("socket path"), "{:?}", error.hint());
     });
 }
 
@@ -193,9 +236,15 @@ fn a_vmm_killed_before_it_is_ready_is_reported_with_the_signal() {
         let scene = Scene::new();
         let mut launch = scene.bare_launch();
         launch.config_file = Some(scene.fifo("config.fifo"));
+        launch.readiness = Readiness { socket: Duration::MAX, api: Duration::MAX };
         let dir = scene.path("");
+        let begun = Instant::now();
         let killer = std::thread::spawn(move || {
             eventually("the VMM runs", crate::fixture::PATIENCE, || !living_under(&dir).is_empty());
+            let for_long = Duration::from_millis(150);
+            eventually("it has not listened for long", crate::fixture::PATIENCE, || {
+                begun.elapsed() > for_long
+            });
             let victim = smartvm_host::process::ProcessId::of(living_under(&dir)[0]).unwrap().unwrap();
             assert!(victim.kill().unwrap());
         });
@@ -222,8 +271,9 @@ fn a_missing_or_foreign_binary_is_said_before_anything_runs() {
 
         let mut launch = scene.bare_launch();
         launch.current_dir = Some(scene.path("nowhere"));
-        let error = fails(&scene, launch, Code::FirecrackerNotFound).await;
+        let error = fails(&scene, launch, Code::SpawnFailed).await;
         assert!(error.to_string().contains("chdir"), "{error}");
+        assert!(error.hint().unwrap().contains("working directory"), "{:?}", error.hint());
     });
 }
 
