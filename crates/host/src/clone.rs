@@ -247,7 +247,12 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 fail(c"prctl(PR_SET_PDEATHSIG)");
             }
-            // The parent may have died before the line above: then nobody will send the signal.
+            // The kernel forgets that signal for a program that gets more rights than its maker has: of a root process
+            // that gave some up, or by set-user-ID or file capabilities. So it gets none.
+            if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64) != 0 {
+                fail(c"prctl(PR_SET_NO_NEW_PRIVS)");
+            }
+            // The parent may have died before the lines above: then nobody will send the signal.
             if libc::getppid() != (*shared).parent {
                 libc::_exit(127);
             }

@@ -197,7 +197,8 @@ pub enum ConsoleInput {
 /// Whether the VMM ends when its owner does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lifetime {
-    /// The kernel kills the VMM when this process ends, however it ends; dropping the handle kills it too.
+    /// The kernel kills the VMM when this process ends, however it ends; dropping the handle kills it too. Needs the VMM
+    /// to have no more rights than this process: set-user-ID and file capabilities of the binary have no effect.
     WithOwner,
     /// The VMM lives on after its owner and after the handle. Its output goes to files, since a pipe would break
     /// with its reader.

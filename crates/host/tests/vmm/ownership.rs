@@ -15,12 +15,21 @@ use smartvm_host::{Ladder, Lifetime, Vmm};
 /// Set in the owner processes that these tests start from their own executable.
 const SCENE: &str = "SMARTVM_TEST_OWNER_SCENE";
 const DETACHED: &str = "SMARTVM_TEST_OWNER_DETACHED";
+const LESS_CAPABLE: &str = "SMARTVM_TEST_OWNER_LESS_CAPABLE";
 
 /// Not a test of its own: the owner that the tests below start and kill. As a plain test it does nothing.
 #[test]
 fn owner_process() {
     let Some(dir) = std::env::var_os(SCENE) else { return };
     let dir = Path::new(&dir);
+    if std::env::var_os(LESS_CAPABLE).is_some() {
+        let mut sets = rustix::thread::capabilities(None).unwrap();
+        for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+            set.remove(rustix::thread::CapabilitySet::SYS_TIME);
+        }
+        // Of this thread, and so of all that it makes.
+        rustix::thread::set_capabilities(None, sets).unwrap();
+    }
     run(async {
         let mut launch = smartvm_host::Launch::new(smartvm_lab::firecracker(), dir.join("api.sock"));
         launch.config_file = Some(dir.join("vm.json"));
@@ -37,12 +46,12 @@ fn owner_process() {
 }
 
 /// An owner process with one VMM, and the VMM's pid.
-fn owner(scene: &Scene, detached: bool) -> (Child, ProcessId) {
+fn owner(scene: &Scene, kind: Option<&str>) -> (Child, ProcessId) {
     scene.config(Guest::ByteThenIdle);
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "ownership::owner_process", "--nocapture"]).env(SCENE, scene.path(""));
-    if detached {
-        command.env(DETACHED, "1");
+    if let Some(kind) = kind {
+        command.env(kind, "1");
     }
     let mut owner = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
     let lines = BufReader::new(owner.stdout.take().unwrap()).lines();
@@ -56,16 +65,18 @@ fn owner(scene: &Scene, detached: bool) -> (Child, ProcessId) {
 #[test]
 fn killing_the_owner_leaves_no_vmm() {
     let scene = Scene::new();
-    let (mut owner, vmm) = owner(&scene, false);
-    owner.kill().unwrap();
-    owner.wait().unwrap();
-    eventually("the VMM is gone", Duration::from_secs(1), || !vmm.is_alive().unwrap());
+    for kind in [None, Some(LESS_CAPABLE)] {
+        let (mut owner, vmm) = owner(&scene, kind);
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        eventually("the VMM is gone", Duration::from_secs(1), || !vmm.is_alive().unwrap());
+    }
 }
 
 #[test]
 fn a_detached_vmm_outlives_its_killed_owner() {
     let scene = Scene::new();
-    let (mut owner, vmm) = owner(&scene, true);
+    let (mut owner, vmm) = owner(&scene, Some(DETACHED));
     owner.kill().unwrap();
     owner.wait().unwrap();
     let client = smartvm_firecracker::Client::new(scene.path("api.sock"));
