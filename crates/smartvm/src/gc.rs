@@ -191,12 +191,13 @@ pub(crate) enum Kept {
 
 /// Releases one machine's directory if its owner is dead. It need not exist.
 pub(crate) fn release_leftover(host: &Host, path: &Path) -> Result<(), Kept> {
-    if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-        return Ok(());
-    }
     let leftover = {
         let _looking = FileLock::exclusive(&host.machines_lock())
             .map_err(|error| Kept::Failed(format!("the lock of all machines cannot be taken: {error}")))?;
+        // Looked at under the lock: whoever was removing it has done so.
+        if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            return Ok(());
+        }
         judge(path).map_err(|why| Kept::Failed(why.to_owned()))?;
         Leftover::take(path, GcMode::Release)?
     };
