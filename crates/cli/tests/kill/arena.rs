@@ -9,10 +9,10 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, WaitId, WaitIdOptions, set_child_subreaper, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, set_child_subreaper, waitid};
 use smartvm_core::bare_metal::Guest;
 
-use crate::scene::{Running, Scene};
+use crate::scene::{PATIENCE, Running, Scene};
 
 /// Two tests at once could not tell whose orphans they got.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -113,9 +113,9 @@ impl Arena {
         command
     }
 
-    /// `smartvm gc --json`, which must end well within `patience`.
+    /// `smartvm gc --json`: its report, and all it said.
     pub(crate) fn gc(&self) -> (serde_json::Value, Output) {
-        let output = self.smartvm().args(["gc", "--json"]).stdin(Stdio::null()).output().unwrap();
+        let output = bounded(self.smartvm().args(["gc", "--json"]));
         let report =
             serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
         (report, output)
@@ -127,6 +127,28 @@ impl Arena {
         list(&self.path(""), &mut listing);
         listing
     }
+}
+
+/// Runs a command that must end. One that hangs is killed, and panics here.
+pub(crate) fn bounded(command: &mut Command) -> Output {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(move || {
+            let output = child.wait_with_output().unwrap();
+            let _ = ended.send(());
+            output
+        });
+        let hangs = end.recv_timeout(PATIENCE).is_err();
+        if hangs {
+            // Not reaped by anybody but the thread above, which has not.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let output = waiting.join().unwrap();
+        assert!(!hangs, "it hangs: {command:?}: {output:?}");
+        output
+    })
 }
 
 /// Does not follow links. A file that vanishes meanwhile is none.
@@ -175,7 +197,7 @@ impl Innocent {
         run.await_output("S");
         let record = arena.machines().join(id).join("machine.json");
         // The record that names the VMM comes just before or after the guest's first byte.
-        crate::scene::wait_until("its VMM is on record", crate::scene::PATIENCE, || {
+        crate::scene::wait_until("its VMM is on record", PATIENCE, || {
             fs::read_to_string(&record).is_ok_and(|text| text.contains("\"vmm\""))
         });
         Self { run, id: id.to_owned(), record: fs::read(record).unwrap(), asked: 0 }

@@ -1,11 +1,10 @@
 //! Many starts and clean-ups at once in one runtime directory.
 
-use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::arena::{Arena, Innocent, Kind, differences, orphans_gone_within};
+use crate::arena::{Arena, Innocent, Kind, bounded, differences, orphans_gone_within};
 use crate::random::Random;
 use crate::victim::{Moment, Victim};
 
@@ -94,7 +93,7 @@ fn clean_up(arena: &Arena, count: &Count) {
 /// From its start to its own end, undisturbed.
 fn lives_its_life(arena: &Arena, slot: usize, id: &str, count: &Count) {
     let config = arena.path(&format!("vm/Resets-{slot}.json"));
-    let output = arena.run(&config, id).stdin(Stdio::null()).output().unwrap();
+    let output = bounded(&mut arena.run(&config, id));
     assert!(output.status.success() && output.stdout == b"S", "{output:?}");
     more(&count.whole_lives);
 }
@@ -102,7 +101,7 @@ fn lives_its_life(arena: &Arena, slot: usize, id: &str, count: &Count) {
 /// Several want this name: one gets it, the others are told.
 fn shares_its_name(arena: &Arena, slot: usize, id: &str, count: &Count) {
     let config = arena.path(&format!("vm/Resets-{slot}.json"));
-    let output = arena.run(&config, id).stdin(Stdio::null()).output().unwrap();
+    let output = bounded(&mut arena.run(&config, id));
     match output.status.code() {
         Some(0) => more(&count.whole_lives),
         Some(7) => {

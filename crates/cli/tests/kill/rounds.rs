@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::arena::{Arena, Innocent, Kind, Listing, differences, orphans, orphans_gone_within};
+use crate::arena::{Arena, Innocent, Kind, Listing, bounded, differences, orphans, orphans_gone_within};
 use crate::random::Random;
 use crate::victim::{Killed, Moment, Victim};
 
@@ -121,7 +121,7 @@ fn life(arena: &Arena) -> Duration {
     let config = arena.path("vm/Resets-0.json");
     let lives = [(); 3].map(|()| {
         let begun = Instant::now();
-        let output = arena.run(&config, "first").stdin(Stdio::null()).output().unwrap();
+        let output = bounded(&mut arena.run(&config, "first"));
         assert!(output.status.success(), "{output:?}");
         begun.elapsed()
     });
@@ -162,7 +162,7 @@ fn clean(arena: &Arena, clean_up: CleanUp, ids: &[String], random: &mut Random, 
         }
         CleanUp::GcTwice => {
             let other = arena.smartvm().arg("gc").stdout(Stdio::piped()).spawn().unwrap();
-            let mine = arena.smartvm().arg("gc").output().unwrap();
+            let mine = bounded(arena.smartvm().arg("gc"));
             let other = other.wait_with_output().unwrap();
             assert!(mine.status.success() && other.status.success(), "{context}: {mine:?} {other:?}");
         }
@@ -181,7 +181,7 @@ fn gc(arena: &Arena, context: &str) {
 }
 
 fn run(arena: &Arena, id: &str, context: &str) {
-    let output = arena.run(&arena.path("vm/Resets-0.json"), id).stdin(Stdio::null()).output().unwrap();
+    let output = bounded(&mut arena.run(&arena.path("vm/Resets-0.json"), id));
     assert!(output.status.success(), "{context}: {output:?}");
     assert_eq!(output.stdout, b"S", "{context}");
 }
