@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::fixture::{PATIENCE, Scene, eventually, lives, run};
 use smartvm_core::bare_metal::Guest;
 use smartvm_core::explain::{Code, Explain};
 use smartvm_host::process::{Exit, ProcessId};
-use smartvm_host::{ConsoleInput, Ended, Ladder, Rung, Vmm};
+use smartvm_host::{ConsoleInput, Ended, FirecrackerBinary, Ladder, Rung, Vmm};
 
 async fn first_byte(vmm: &Vmm) {
     vmm.console().reader().next().await.expect("the guest writes before it ends");
@@ -234,6 +235,24 @@ fn without_any_runtime_output_is_still_drained_and_the_end_reaped() {
     signal(&vmm, rustix::process::Signal::TERM);
     eventually("the end is seen", PATIENCE, || !vmm.is_running());
     assert!(!std::path::Path::new(&format!("/proc/{}", vmm.pid())).exists(), "reaped, not a zombie");
+}
+
+#[test]
+fn a_program_that_leaves_its_output_to_another_process_holds_nobody_up() {
+    run(async {
+        let scene = Scene::new();
+        let (fifo, script) = (scene.fifo("fifo"), scene.path("script"));
+        let text = format!("#!/bin/sh\ncat {} &\necho 'Firecracker v1.2.3'\n", fifo.display());
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+        let found = FirecrackerBinary::at(&script).await.unwrap();
+        assert_eq!(found.version.to_string(), "1.2.3");
+        // Whoever drains and reaps goes on.
+        let vmm = Vmm::spawn(scene.launch(Guest::ByteThenIdle)).await.unwrap();
+        vmm.stop(&Ladder::kill_now()).await.unwrap();
+        // The other process ends with its input.
+        drop(fs::File::options().write(true).open(fifo).unwrap());
+    });
 }
 
 #[test]
