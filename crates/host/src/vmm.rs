@@ -164,8 +164,11 @@ impl Vmm {
     pub async fn spawn(mut launch: Launch) -> Result<Self, SpawnError> {
         let asked = Instant::now();
         let (readiness, boots) = (launch.readiness, launch.config_file.is_some());
-        let api_sock = std::path::absolute(&launch.api_sock)
-            .map_err(|source| SpawnError::host("resolve the path of the API socket", source))?;
+        let absolute = |path: &Path| {
+            std::path::absolute(path).map_err(|source| SpawnError::host("resolve a relative path", source))
+        };
+        launch.exec_file = absolute(&launch.exec_file)?;
+        let api_sock = absolute(&launch.api_sock)?;
         launch.api_sock.clone_from(&api_sock);
         let mut started = start_vmm(launch).await?;
         match ready(&mut started, &api_sock, readiness, boots).await {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::fixture::{Scene, eventually, living_under, run};
@@ -46,6 +46,26 @@ fn a_vmm_without_a_config_waits_for_api_calls() {
         let scene = Scene::new();
         let vmm = Vmm::spawn(scene.bare_launch()).await.unwrap();
         assert_eq!(vmm.console().written(), 0);
+        vmm.stop(&Ladder::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_relative_binary_and_socket_are_ours_and_not_the_vmms() {
+    run(async {
+        let scene = Scene::new();
+        let here = std::env::current_dir().unwrap();
+        let to_root: PathBuf = here.components().skip(1).map(|_| "..").collect();
+        let relative = |path: &Path| to_root.join(path.strip_prefix("/").unwrap());
+        let mut launch = scene.bare_launch();
+        launch.exec_file = relative(&launch.exec_file);
+        launch.api_sock = relative(&launch.api_sock);
+        // Deeper than ours, so that the same steps up do not lead to the root.
+        let elsewhere = scene.path(&"d/".repeat(here.components().count()));
+        fs::create_dir_all(&elsewhere).unwrap();
+        launch.current_dir = Some(elsewhere);
+        let vmm = Vmm::spawn(launch).await.unwrap();
+        assert!(scene.path("api.sock").exists());
         vmm.stop(&Ladder::default()).await.unwrap();
     });
 }
