@@ -1,4 +1,4 @@
-//! Owners that die: nothing of their machines survives.
+//! Owners that die: nothing of their machines survives. Kills at random moments: `../kill`.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,11 +9,6 @@ use rustix::process::Signal;
 use smartvm_core::bare_metal::Guest;
 
 use crate::scene::{PATIENCE, Running, Scene, is_alive, wait_until};
-
-/// How many owners are killed at random moments: 200 with SMARTVM_TEST_FULL.
-fn kills() -> u64 {
-    if std::env::var_os("SMARTVM_TEST_FULL").is_some() { 200 } else { 20 }
-}
 
 #[test]
 fn a_killed_owner_takes_its_vmm_along_and_gc_removes_the_rest() {
@@ -50,24 +45,6 @@ fn a_start_releases_what_a_dead_owner_left_of_the_same_name() {
     let output =
         scene.run(Guest::ByteThenReset).args(["--id", "again"]).stdin(Stdio::null()).output().unwrap();
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"S"[..]), "{output:?}");
-    scene.assert_clean();
-}
-
-#[test]
-fn owners_killed_at_random_moments_leave_nothing_after_gc() {
-    let scene = Scene::new();
-    // Where in the start the kill falls is spread evenly from before the directory to behind the guest's first byte.
-    for round in 0..kills() {
-        let mut command = scene.run(Guest::ByteThenIdle);
-        command.args(["--id", &format!("m{round}")]).stdin(Stdio::null()).stdout(Stdio::null());
-        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_micros(round * 60_000 / kills()));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    wait_until("no VMM is left", Duration::from_secs(1), || scene.vmms().is_empty());
-    let gc = scene.output(&["gc"]);
-    assert_eq!(gc.status.code(), Some(0), "{gc:?}");
     scene.assert_clean();
 }
 
