@@ -12,9 +12,10 @@ use smartvm_lab::emulated::{self, Lab, TestOptions, TestProgram};
 use smartvm_lab::guest;
 use tempfile::TempDir;
 
+use super::Outcome;
 use super::build::{Needs, Suite};
+use super::libtest::{self, Counts};
 use super::place::Place;
-use super::{Outcome, libtest};
 use crate::command;
 use crate::failure::{Failure, Result};
 use crate::lab;
@@ -46,6 +47,9 @@ pub(super) struct Session {
     failures: Vec<String>,
     lab: Option<Lab>,
 }
+
+/// How the results in the output of a program are counted.
+type Count = fn(&str) -> Option<Counts>;
 
 /// How a program ended.
 enum Ended {
@@ -96,7 +100,7 @@ impl Session {
                 if let Some(built) = suite.program.ancestors().nth(2) {
                     program.env("SMARTVM_BIN", built.join("smartvm"));
                 }
-                let outcome = self.run_here(&suite.name, &mut program)?;
+                let outcome = self.run_here(&suite.name, &mut program, libtest::counts)?;
                 self.look_for_orphans(&suite.name);
                 Ok(outcome)
             }
@@ -108,29 +112,35 @@ impl Session {
     pub(super) fn run_doctests(&mut self) -> Result<Outcome> {
         let mut cargo = workspace::static_cargo();
         cargo.args(["test", "--quiet", "--doc", "--workspace", "--locked", "--target", workspace::TARGET]);
-        self.run_here(&Suite::doctests().name, &mut cargo)
+        self.run_here(&Suite::doctests().name, &mut cargo, libtest::sum_of_counts)
     }
 
-    fn run_here(&mut self, name: &str, program: &mut Command) -> Result<Outcome> {
+    fn run_here(&mut self, name: &str, program: &mut Command, count: Count) -> Result<Outcome> {
         announce(name);
         let started = Instant::now();
         let ended = self.spawn(program).and_then(|child| self.wait(child))?;
         let time = started.elapsed();
         let output = self.take_output()?;
-        let outcome = self.outcome(name, &output, &ended, time);
+        let outcome = self.outcome(name, (&output, count(&output)), &ended, time);
         Ok(self.show(name, &output, outcome))
     }
 
     /// What the output and the end of a program mean.
-    fn outcome(&mut self, name: &str, output: &str, ended: &Ended, time: Duration) -> Outcome {
-        match (libtest::counts(output), ended) {
+    fn outcome(
+        &mut self,
+        name: &str,
+        (output, counts): (&str, Option<Counts>),
+        ended: &Ended,
+        time: Duration,
+    ) -> Outcome {
+        match (counts, ended) {
             (_, Ended::Killed) => Outcome::Broken(format!("no end after {:.0} s", time.as_secs_f64())),
             (None, Ended::Well) => Outcome::Broken("it ended without a result".to_owned()),
             (None, Ended::Badly(how)) => Outcome::Broken(format!("it ended without a result: {how}")),
             (Some(counts), Ended::Badly(how)) if counts.failed == 0 => {
                 Outcome::Broken(format!("no test failed, and yet: {how}"))
             }
-            (Some(libtest::Counts { passed, failed, ignored }), _) => {
+            (Some(Counts { passed, failed, ignored }), _) => {
                 self.failures.extend(libtest::failed(output).iter().map(|test| format!("{name}: {test}")));
                 Outcome::Ran { passed, failed, ignored, time }
             }
@@ -173,12 +183,8 @@ impl Session {
             emulated::run_test(lab, &program, &options, &mut |_, bytes| output.extend_from_slice(bytes));
         let run = run.map_err(lab::failure)?;
         let output = String::from_utf8_lossy(&output).into_owned();
-        // A retried program printed twice; the second time counts.
-        let counted = if run.retried.is_some() {
-            String::from_utf8_lossy(&run.outcome.stdout).into_owned()
-        } else {
-            output.clone()
-        };
+        // A retried program printed twice; what it said the last time counts.
+        let counted = String::from_utf8_lossy(&run.outcome.stdout);
         let exit = &run.outcome.exit;
         self.left.extend(exit.survivors.iter().map(|process| format!("process {process} of {}", suite.name)));
         let ended = match (exit.timed_out, run.outcome.success()) {
@@ -186,7 +192,8 @@ impl Session {
             (_, true) => Ended::Well,
             (_, false) => Ended::Badly(format!("status {} in the lab", run.outcome.shell_status())),
         };
-        let outcome = self.outcome(&suite.name, &counted, &ended, run.outcome.took);
+        let outcome =
+            self.outcome(&suite.name, (&counted, libtest::counts(&counted)), &ended, run.outcome.took);
         if let Some(why) = run.retried {
             println!("\ntest: {why}");
             announce(&suite.name);
@@ -293,7 +300,9 @@ mod tests {
     }
 
     fn run(session: &mut Session, script: &str) -> Outcome {
-        session.run_here("script", Command::new("sh").args(["-c", script])).expect("an outcome")
+        session
+            .run_here("script", Command::new("sh").args(["-c", script]), libtest::counts)
+            .expect("an outcome")
     }
 
     #[test]
