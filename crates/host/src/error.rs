@@ -190,6 +190,10 @@ fn host_hint(source: &io::Error) -> Option<String> {
         Some(rustix::io::Errno::MFILE) => {
             Some("this process has too many open files: raise its limit (`ulimit -n`); a VMM takes 5".into())
         }
+        Some(rustix::io::Errno::AGAIN) => Some(
+            "this user or its control group has too many processes and threads: raise the limit (`ulimit -u`, pids.max)"
+                .into(),
+        ),
         Some(rustix::io::Errno::NFILE) => Some("the host has too many open files: raise fs.file-max".into()),
         _ => None,
     }
@@ -271,5 +275,20 @@ impl Explain for StopError {
 
     fn happened(&self) -> Happened {
         Happened::Unknown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_the_host_has_no_room_for_is_no_fault_of_the_binary() {
+        for (errno, hint) in [(libc::EAGAIN, "ulimit -u"), (libc::EMFILE, "ulimit -n")] {
+            let failed = CloneError { step: "clone", source: io::Error::from_raw_os_error(errno) };
+            let error = SpawnError::exec(Path::new("/fc"), failed);
+            assert_eq!(error.code(), Code::SpawnFailed);
+            assert!(error.hint().unwrap().contains(hint), "{:?}", error.hint());
+        }
     }
 }

@@ -355,6 +355,28 @@ mod tests {
     use rustix::pipe::{PipeFlags, pipe_with};
     use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
+    /// A watcher without its thread.
+    fn idle() -> Watcher {
+        Watcher { epoll: epoll::create(epoll::CreateFlags::CLOEXEC).unwrap(), table: Mutex::default() }
+    }
+
+    /// Handles what has happened; how many events that were.
+    fn turn(watcher: &Watcher) -> usize {
+        let mut events = Vec::with_capacity(4);
+        let now = Timespec::default();
+        epoll::wait(&watcher.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)).unwrap();
+        for event in &events {
+            let (number, source) = Source::parse(event.data.u64()).unwrap();
+            watcher.handle(number, source, &mut [0; 16]);
+        }
+        events.len()
+    }
+
+    fn ourselves() -> Arc<Child> {
+        let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        Arc::new(Child::new(getpid(), pidfd, Instant::now(), 16, None))
+    }
+
     #[test]
     fn an_ended_childs_pid_is_nobodys_identity() {
         let mut program = std::process::Command::new("/bin/true").spawn().unwrap();
@@ -366,28 +388,49 @@ mod tests {
         assert_eq!(child.process_id().unwrap(), None);
     }
 
+    /// A program that has written `text` and ended, and nobody has looked since.
+    fn ended(watcher: &Watcher, text: &str) -> Arc<Child> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK).unwrap();
+        let mut program = std::process::Command::new("/bin/echo");
+        #[expect(clippy::zombie_processes, reason = "the watcher reaps it")]
+        let program = program.args(["-n", text]).stdout(write).spawn().unwrap();
+        let pid = Pid::from_raw(program.id().cast_signed()).unwrap();
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let child = Arc::new(Child::new(pid, pidfd, Instant::now(), 1000, None));
+        watcher.watch(&child, Pipes { console: Some(read), diagnostics: None }).unwrap();
+        poll(&mut [PollFd::new(child.pidfd(), PollFlags::IN)], None).unwrap();
+        child
+    }
+
+    #[test]
+    fn the_last_words_are_heard_whichever_comes_first() {
+        let watcher = idle();
+        let child = ended(&watcher, &"farewell".repeat(30));
+        watcher.handle(0, Source::Exit, &mut [0; 16]);
+        assert!(child.ended().is_some());
+        assert_eq!(child.console.tail(), "farewell".repeat(30).into_bytes());
+    }
+
+    #[test]
+    fn an_ended_child_whose_handle_is_kept_does_not_keep_the_watcher_busy() {
+        let watcher = idle();
+        let child = ended(&watcher, "");
+        turn(&watcher);
+        assert_eq!(child.ended(), Some(Ended { exit: Exit::Status(0), by: None }));
+        assert_eq!(turn(&watcher), 0);
+    }
+
     #[test]
     fn a_copy_of_a_pipe_in_a_forked_process_does_not_keep_the_watcher_busy() {
-        let watcher =
-            Watcher { epoll: epoll::create(epoll::CreateFlags::CLOEXEC).unwrap(), table: Mutex::default() };
+        let watcher = idle();
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         // Stands for the copy that a fork without exec has.
         let copy = read.try_clone().unwrap();
-        let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
-        let child = Arc::new(Child::new(getpid(), pidfd, Instant::now(), 16, None));
-        watcher.watch(&child, Pipes { console: Some(read), diagnostics: None }).unwrap();
+        watcher.watch(&ourselves(), Pipes { console: Some(read), diagnostics: None }).unwrap();
         drop(write);
-        let events = || {
-            let mut events = Vec::with_capacity(4);
-            let now = Timespec::default();
-            epoll::wait(&watcher.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)).unwrap();
-            events
-        };
-        for event in events() {
-            let (number, source) = Source::parse(event.data.u64()).unwrap();
-            watcher.handle(number, source, &mut [0; 16]);
-        }
-        assert_eq!(events().len(), 0);
+        assert_eq!(turn(&watcher), 1);
+        assert_eq!(turn(&watcher), 0);
         drop(copy);
     }
 }
