@@ -68,9 +68,9 @@ impl Tally {
 
 #[test]
 fn whatever_moment_an_owner_is_killed_at_the_next_clean_up_leaves_nothing() {
-    let begun = Instant::now();
     let mut random = Random::from_environment("kills");
     let arena = Arena::new();
+    let begun = Instant::now();
     for kind in Kind::ALL {
         for slot in 0..4 {
             arena.config(kind, slot);
