@@ -9,7 +9,7 @@ use crate::fixture::{Scene, eventually, living_under, run};
 use smartvm_core::bare_metal::Guest;
 use smartvm_core::explain::{Code, Explain, Happened};
 use smartvm_host::process::Exit;
-use smartvm_host::{Ladder, Launch, Readiness, SpawnError, Vmm};
+use smartvm_host::{Ladder, Launch, Lifetime, Readiness, SpawnError, Vmm};
 
 /// A start that must fail with this code and leave neither process nor socket.
 async fn fails(scene: &Scene, launch: Launch, code: Code) -> SpawnError {
@@ -302,10 +302,15 @@ fn a_start_that_is_given_up_leaves_nothing() {
     run(async {
         let scene = Scene::new();
         for micros in (0..4000).step_by(250) {
-            let launch = scene.launch(Guest::ByteThenIdle);
+            let mut launch = scene.launch(Guest::ByteThenIdle);
+            if micros % 500 == 0 {
+                launch.lifetime = Lifetime::Detached { console: None, diagnostics: None };
+            }
             let socket = launch.api_sock.clone();
             let given_up = tokio::time::timeout(Duration::from_micros(micros), Vmm::spawn(launch)).await;
-            drop(given_up);
+            if let Ok(Ok(vmm)) = given_up {
+                vmm.stop(&Ladder::kill_now()).await.unwrap();
+            }
             let dir = scene.path("");
             eventually("nothing is left", Duration::from_secs(5), || {
                 living_under(&dir).is_empty() && !Path::new(&socket).exists()
