@@ -56,6 +56,7 @@ fn the_guest_reads_what_is_written() {
         let mut vmm = Vmm::spawn(launch).await.unwrap();
         let input: OwnedFd = vmm.take_console_input().unwrap();
         assert!(vmm.take_console_input().is_none());
+        assert!(rustix::fs::fcntl_getfl(&input).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
         let mut console = vmm.console().reader();
         let mut seen = console.next().await.unwrap().bytes;
         rustix::io::write(&input, b"hello").unwrap();

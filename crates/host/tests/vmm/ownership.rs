@@ -235,6 +235,10 @@ fn a_vmm_inherits_nothing_of_its_owner() {
             let line = status.lines().find(|line| line.starts_with(set)).unwrap();
             assert!(line.ends_with(&format!("{signals:016x}")), "{line}");
         }
+        // Another process's is for root to see.
+        if let Ok(slack) = fs::read_to_string(format!("/proc/{}/timerslack_ns", vmm.pid())) {
+            assert_eq!(slack, "50000\n", "the kernel's default, not the spawning thread's");
+        }
         let session = rustix::process::getsid(rustix::process::Pid::from_raw(vmm.pid())).unwrap();
         assert_eq!(session.as_raw_pid(), vmm.pid(), "a session of its own: no terminal signals it");
         vmm.stop(&Ladder::default()).await.unwrap();
