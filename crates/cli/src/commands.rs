@@ -1,6 +1,7 @@
 //! Everything but `run`.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::CommandFactory;
@@ -8,7 +9,9 @@ use clap_complete::Shell;
 use serde::Serialize;
 use smartvm::explain::Explain;
 use smartvm::host::Known;
-use smartvm::{Config, Directories, FirecrackerBinary, GcMode, Host, MachineId, Version, check_config};
+use smartvm::{
+    Config, Directories, FirecrackerBinary, GcMode, GcReport, Host, MachineId, Version, check_config,
+};
 
 use crate::arguments::{Arguments, CheckArguments, FirecrackerArgument, GcArguments, StopArguments};
 use crate::exit::Exit;
@@ -20,9 +23,16 @@ fn fail(printer: &Printer, report: &Report, exit: Exit) -> Exit {
     exit
 }
 
-/// Prints data; a reader that has gone is no error of ours.
-fn print(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
+/// Prints data and answers `exit`, unless it could not be printed. A reader that has gone is no error of ours.
+fn print(printer: &Printer, text: &str, exit: Exit) -> Exit {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let report = Report::plain("HOST", "cannot write to standard output", Exit::Internal);
+            fail(printer, &report.because(&error), Exit::Internal)
+        }
+        _ => exit,
+    }
 }
 
 fn open_host(printer: &Printer) -> Result<Host, Exit> {
@@ -47,36 +57,32 @@ pub(crate) async fn check(arguments: CheckArguments, printer: &Printer) -> Exit 
         Ok(checked) => &checked.warnings,
         Err(invalid) => &invalid.findings,
     };
+    let problems: Vec<Problem> = findings.iter().map(Problem::from).collect();
+    let exit = checked.as_ref().map_or_else(|invalid| Exit::of(invalid.code()), |_| Exit::Success);
     if printer.json {
-        let problems: Vec<Problem> = findings.iter().map(Problem::from).collect();
         let answer = CheckAnswer {
             ok: checked.is_ok(),
-            config_file: &arguments.config_file,
+            config_file: arguments.config_file.display().to_string(),
             firecracker: &firecracker.version,
             problems,
         };
-        print(&json_line(&answer));
+        return print(printer, &json_line(&answer), exit);
     }
     match checked {
-        Ok(checked) => {
-            let warnings: Vec<Problem> = checked.warnings.iter().map(Problem::from).collect();
-            printer.warnings(&warnings, false);
-            if !printer.json {
-                print(&format!("ok: this config can be started with Firecracker {}\n", firecracker.version));
-            }
-            Exit::Success
+        Ok(_) => {
+            printer.warnings(&problems, false);
+            let text = format!("ok: this config can be started with Firecracker {}\n", firecracker.version);
+            print(printer, &text, exit)
         }
-        Err(invalid) => {
-            let exit = Exit::of(invalid.code());
-            if printer.json { exit } else { fail(printer, &Report::invalid_config(&invalid), exit) }
-        }
+        Err(invalid) => fail(printer, &Report::invalid_config(&invalid), exit),
     }
 }
 
 #[derive(Serialize)]
 struct CheckAnswer<'a> {
     ok: bool,
-    config_file: &'a std::path::Path,
+    /// In JSON a path is text: what is not UTF-8 in it is replaced.
+    config_file: String,
     firecracker: &'a Version,
     problems: Vec<Problem>,
 }
@@ -84,12 +90,12 @@ struct CheckAnswer<'a> {
 /// `smartvm doctor`
 pub(crate) async fn doctor(arguments: FirecrackerArgument, printer: &Printer) -> Exit {
     let diagnosis = smartvm::doctor::examine(arguments.firecracker.as_deref(), &Directories::find()).await;
-    if printer.json {
-        print(&json_line(&diagnosis));
-    } else {
-        print(&diagnosis.to_text(crate::colour(io::stdout().is_terminal())));
-    }
-    if diagnosis.is_ready() { Exit::Success } else { Exit::HostNotReady }
+    let exit = if diagnosis.is_ready() { Exit::Success } else { Exit::HostNotReady };
+    let text = match printer.json {
+        true => json_line(&diagnosis),
+        false => diagnosis.to_text(crate::colour(io::stdout().is_terminal())),
+    };
+    print(printer, &text, exit)
 }
 
 /// `smartvm version`
@@ -101,27 +107,24 @@ pub(crate) async fn version(arguments: FirecrackerArgument, printer: &Printer) -
         Err(error) => (None, Some(error.to_string())),
     };
     let jailer = smartvm::doctor::jailer(found.map(|found| found.path.as_path())).await;
-    if printer.json {
-        let jailer = jailer.and_then(|(path, version)| Some((path, version.ok()?)));
-        let answer = serde_json::json!({
-            "smartvm": own,
-            "jailer": jailer.map(|(path, version)| serde_json::json!({"version": version, "path": path})),
-            "firecracker": found.map(|found| serde_json::json!({"version": found.version, "path": found.path})),
-        });
-        print(&json_line(&answer));
+    let text = if printer.json {
+        let tool = |path: &Path, version: &Version| serde_json::json!({"version": version, "path": path.display().to_string()});
+        let jailer = jailer.and_then(|(path, version)| Some(tool(&path, &version.ok()?)));
+        let firecracker = found.map(|found| tool(&found.path, &found.version));
+        json_line(&serde_json::json!({"smartvm": own, "jailer": jailer, "firecracker": firecracker}))
     } else {
-        print(&format!("smartvm      {own}\n"));
-        print(&match (found, why) {
-            (Some(found), _) => format!("firecracker  {} ({})\n", found.version, found.path.display()),
-            (None, why) => format!("firecracker  none: {}\n", why.unwrap_or_default()),
-        });
-        print(&match jailer {
-            Some((path, Ok(version))) => format!("jailer       {version} ({})\n", path.display()),
-            Some((_, Err(why))) => format!("jailer       none: {why}\n"),
-            None => "jailer       none\n".to_owned(),
-        });
-    }
-    Exit::Success
+        let firecracker = match (found, why) {
+            (Some(found), _) => format!("{} ({})", found.version, found.path.display()),
+            (None, why) => format!("none: {}", why.unwrap_or_default()),
+        };
+        let jailer = match jailer {
+            Some((path, Ok(version))) => format!("{version} ({})", path.display()),
+            Some((_, Err(why))) => format!("none: {why}"),
+            None => "none".to_owned(),
+        };
+        format!("smartvm      {own}\nfirecracker  {firecracker}\njailer       {jailer}\n")
+    };
+    print(printer, &text, Exit::Success)
 }
 
 /// `smartvm ps`
@@ -133,28 +136,29 @@ pub(crate) fn ps(printer: &Printer) -> Exit {
     let machines = host.machines();
     if printer.json {
         let rows: Vec<Row<'_>> = machines.iter().map(Row::of).collect();
-        print(&json_line(&rows));
-        return Exit::Success;
+        return print(printer, &json_line(&rows), Exit::Success);
     }
+    print(printer, &table(&machines), Exit::Success)
+}
+
+fn table(machines: &[Known]) -> String {
     let width = machines.iter().map(|known| known.record.id.as_str().len()).max().unwrap_or(2).max(2);
-    print(&format!(
+    let mut table = format!(
         "{:width$}  {:8}  {:>8}  {:>8}  {:11}  CONFIG\n",
         "ID", "STATE", "OWNER", "VMM", "FIRECRACKER"
-    ));
-    for known in &machines {
-        let row = Row::of(known);
-        let pid = |pid: Option<i32>| pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-        let config = known.record.config_file.as_ref().map_or("-".into(), |file| file.display().to_string());
-        print(&format!(
-            "{:width$}  {:8}  {:>8}  {:>8}  {:11}  {config}\n",
+    );
+    for row in machines.iter().map(Row::of) {
+        let vmm = row.vmm_pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        let config = row.config_file.map_or_else(|| "-".to_owned(), |file| on_one_line(&file));
+        table += &format!(
+            "{:width$}  {:8}  {:>8}  {vmm:>8}  {:11}  {config}\n",
             row.id.as_str(),
             row.state,
             row.owner_pid,
-            pid(row.vmm_pid),
             row.firecracker
-        ));
+        );
     }
-    Exit::Success
+    table
 }
 
 #[derive(Serialize)]
@@ -167,8 +171,8 @@ struct Row<'a> {
     firecracker: &'a str,
     /// Seconds since 1970.
     created: u64,
-    dir: &'a std::path::Path,
-    config_file: Option<&'a std::path::Path>,
+    dir: String,
+    config_file: Option<String>,
 }
 
 impl<'a> Row<'a> {
@@ -185,8 +189,8 @@ impl<'a> Row<'a> {
             vmm_pid: record.vmm.as_ref().map(|vmm| vmm.pid),
             firecracker: &record.firecracker,
             created: record.created,
-            dir: &known.dir,
-            config_file: record.config_file.as_deref(),
+            dir: known.dir.display().to_string(),
+            config_file: record.config_file.as_ref().map(|file| file.display().to_string()),
         }
     }
 }
@@ -203,10 +207,9 @@ pub(crate) async fn stop(arguments: StopArguments, printer: &Printer) -> Exit {
     };
     match host.stop(&known, arguments.kill, Duration::from_secs_f64(arguments.timeout)).await {
         Ok(()) => {
-            if printer.json {
-                print(&json_line(&serde_json::json!({"id": arguments.id, "stopped": true})));
-            }
-            Exit::Success
+            let answer = serde_json::json!({"id": arguments.id, "stopped": true});
+            let text = if printer.json { json_line(&answer) } else { String::new() };
+            print(printer, &text, Exit::Success)
         }
         Err(error) => {
             let report = Report::of(&error);
@@ -224,33 +227,35 @@ pub(crate) async fn gc(arguments: GcArguments, printer: &Printer) -> Exit {
     };
     let mode = if arguments.dry_run { GcMode::DryRun } else { GcMode::Release };
     let report = host.gc(mode).await;
-    if printer.json {
-        print(&json_line(&report));
-    } else {
-        let did = if arguments.dry_run { "would release" } else { "released" };
-        for released in &report.released {
-            let vmms: String = released.vmms.iter().map(|pid| format!(", killing its VMM {pid}")).collect();
-            print(&format!("{did} {}{vmms}\n", released.id));
-        }
-        for left in &report.foreign {
-            let path = on_one_line(&left.path.display().to_string());
-            print(&format!("not smartvm's, left alone: {path}: {}\n", left.why));
-        }
-        for left in &report.failed {
-            let path = on_one_line(&left.path.display().to_string());
-            print(&format!("FAILED to release {path}: {}\n", left.why));
-        }
-        if report.released.is_empty() && report.failed.is_empty() {
-            print("nothing to release\n");
-        }
+    let exit = if report.failed.is_empty() { Exit::Success } else { Exit::NotReleased };
+    let text = if printer.json { json_line(&report) } else { gc_text(&report) };
+    print(printer, &text, exit)
+}
+
+fn gc_text(report: &GcReport) -> String {
+    let mut text = String::new();
+    let did = if report.dry_run { "would release" } else { "released" };
+    for released in &report.released {
+        let vmms: String = released.vmms.iter().map(|pid| format!(", killing its VMM {pid}")).collect();
+        text += &format!("{did} {}{vmms}\n", released.id);
     }
-    if report.failed.is_empty() { Exit::Success } else { Exit::NotReleased }
+    for left in &report.foreign {
+        let path = on_one_line(&left.path.display().to_string());
+        text += &format!("not smartvm's, left alone: {path}: {}\n", left.why);
+    }
+    for left in &report.failed {
+        let path = on_one_line(&left.path.display().to_string());
+        text += &format!("FAILED to release {path}: {}\n", left.why);
+    }
+    if report.released.is_empty() && report.failed.is_empty() {
+        text += "nothing to release\n";
+    }
+    text
 }
 
 /// `smartvm completions`
-pub(crate) fn completions(shell: Shell) -> Exit {
+pub(crate) fn completions(shell: Shell, printer: &Printer) -> Exit {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "smartvm", &mut script);
-    let _ = io::stdout().write_all(&script);
-    Exit::Success
+    print(printer, &String::from_utf8_lossy(&script), Exit::Success)
 }

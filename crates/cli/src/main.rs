@@ -20,26 +20,48 @@ use tracing_subscriber::filter::LevelFilter;
 
 use arguments::{Arguments, Command};
 use exit::Exit;
-use report::Printer;
+use report::{Printer, Report};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return wrong_usage(&error),
+    };
     log_to_stderr(arguments.verbose);
     if let Err(error) = smartvm::raise_open_files() {
         tracing::debug!(%error, "cannot raise the limit of open files");
     }
+    let printer = Printer { json: arguments.json, colour: colour(std::io::stderr().is_terminal()) };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error[HOST]: cannot start the async runtime: {error}");
+            let report = Report::plain("HOST", "cannot start the async runtime", Exit::Internal);
+            printer.error(&report.because(&error));
             return Exit::Internal.into();
         }
     };
-    let printer = Printer { json: arguments.json, colour: colour(std::io::stderr().is_terminal()) };
     let exit = runtime.block_on(dispatch(arguments.command, arguments.verbose, &printer));
     // A thread that waits for a key or for a slow reader must not keep us.
     runtime.shutdown_background();
     exit
+}
+
+/// Help and version too come this way.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
+    if error.use_stderr() && json {
+        let text = error.to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let (what, how) = text.split_once("\n\n").unwrap_or((text, ""));
+        let mut report = Report::usage(what.trim_end());
+        report.hint = Some(how.trim()).filter(|how| !how.is_empty()).map(str::to_owned);
+        Printer { json, colour: false }.error(&report);
+    } else if let Err(error) = error.print()
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        return Exit::Internal.into();
+    }
+    u8::try_from(error.exit_code()).unwrap_or(2).into()
 }
 
 async fn dispatch(command: Command, verbose: u8, printer: &Printer) -> ExitCode {
@@ -52,7 +74,7 @@ async fn dispatch(command: Command, verbose: u8, printer: &Printer) -> ExitCode 
         Command::Ps => commands::ps(printer).into(),
         Command::Stop(arguments) => commands::stop(arguments, printer).await.into(),
         Command::Gc(arguments) => commands::gc(arguments, printer).await.into(),
-        Command::Completions { shell } => commands::completions(shell).into(),
+        Command::Completions { shell } => commands::completions(shell, printer).into(),
     }
 }
 
@@ -83,14 +105,15 @@ struct Stderr {
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.terminal {
-            io::stderr().write_all(String::from_utf8_lossy(bytes).replace('\n', "\r\n").as_bytes())?;
-            return Ok(bytes.len());
-        }
-        io::stderr().write(bytes)
+        // A log that cannot be written is nobody's error: told of it, `tracing` would panic where it wants to say so.
+        let _ = match self.terminal {
+            true => io::stderr().write_all(String::from_utf8_lossy(bytes).replace('\n', "\r\n").as_bytes()),
+            false => io::stderr().write_all(bytes),
+        };
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }

@@ -110,6 +110,12 @@ impl Report {
         }
     }
 
+    /// A command line that cannot be meant.
+    pub(crate) fn usage(what: &str) -> Self {
+        let happened = "never-started".to_owned();
+        Self { exit_status: 2, happened, ..Self::plain("USAGE", what, Exit::Internal) }
+    }
+
     /// With the cause added.
     pub(crate) fn because(mut self, cause: &dyn Error) -> Self {
         self.causes.push(cause.to_string());
@@ -159,7 +165,7 @@ impl Printer {
     }
 
     fn text(&self, report: &Report) -> String {
-        let mut text = format!("{}: {}\n", self.label("error", &report.code), report.error);
+        let mut text = labelled(&format!("{}: ", self.label("error", &report.code)), &report.error);
         for cause in &report.causes {
             text += &labelled("  cause: ", cause);
         }
@@ -187,8 +193,9 @@ impl Printer {
             (None, Some(line), column) => format!("line {line}, column {}: ", column.unwrap_or_default()),
             (None, None, _) => String::new(),
         };
-        let mut text =
-            format!("{indent}{}: {place}{}\n", self.label(&problem.severity, &problem.code), problem.what);
+        // A name in the config may hold anything.
+        let what = on_one_line(&format!("{place}{}", problem.what));
+        let mut text = format!("{indent}{}: {what}\n", self.label(&problem.severity, &problem.code));
         if !problem.hint.is_empty() {
             text += &labelled(&format!("{indent}  hint: "), &problem.hint);
         }

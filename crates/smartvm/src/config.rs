@@ -44,6 +44,23 @@ impl Config {
         Self { text: text.into(), base: base.into(), file: None }
     }
 
+    /// The same, told of as this file.
+    #[must_use]
+    pub fn named(mut self, file: impl Into<PathBuf>) -> Self {
+        self.file = Some(file.into());
+        self
+    }
+
+    /// The JSON text as it was read.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The folder that relative paths start from.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// The file it was read from.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()

@@ -27,9 +27,13 @@ pub struct Record {
     pub created: u64,
     /// The Firecracker version it runs under.
     pub firecracker: String,
-    /// The config it was started with, when that was a file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The config it was started with, when that was a file. For people: what is not UTF-8 in it is replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "readable")]
     pub config_file: Option<PathBuf>,
+}
+
+fn readable<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.display().to_string()).serialize(serializer)
 }
 
 /// No record of ours comes near.
@@ -98,6 +102,17 @@ mod tests {
         later.write(&path).unwrap();
         assert_eq!(Record::read(&path).unwrap(), later);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_config_whose_name_is_not_utf_8_is_recorded_all_the_same() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("machine.json");
+        let name = std::ffi::OsStr::from_bytes(b"/x\xff.json");
+        Record { config_file: Some(name.into()), ..record() }.write(&path).unwrap();
+        let told = Record::read(&path).unwrap().config_file.unwrap();
+        assert_eq!(told, Path::new("/x\u{fffd}.json"));
     }
 
     #[test]

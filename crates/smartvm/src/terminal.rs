@@ -1,8 +1,9 @@
 //! The terminal of a person: raw while a guest's console is on it, and as it was on every way out.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, getpid, kill_process};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
@@ -21,10 +22,17 @@ impl Terminal<BorrowedFd<'static>> {
     pub fn on_stdin() -> Option<Self> {
         Self::on(rustix::stdio::stdin())
     }
+}
 
-    /// The terminal on standard error; `None` when that is something else.
-    pub fn on_stderr() -> Option<Self> {
-        Self::on(rustix::stdio::stderr())
+impl Terminal<OwnedFd> {
+    /// The terminal that is the standard input of the process which started this one, else the one on standard error.
+    ///
+    /// For a second process, whose own standard input is another thing.
+    pub fn of_parent() -> Option<Self> {
+        let stdin = format!("/proc/{}/fd/0", std::os::unix::process::parent_id());
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(stdin, flags, Mode::empty()).ok().and_then(Self::on);
+        opened.or_else(|| Self::on(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3).ok()?))
     }
 }
 
@@ -91,7 +99,6 @@ impl<F: AsFd> Drop for Terminal<F> {
 mod tests {
     use super::*;
     use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-    use std::os::fd::OwnedFd;
 
     fn pty() -> (OwnedFd, OwnedFd) {
         let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();

@@ -1,16 +1,21 @@
 //! The front: terminal or pipes, keys and signals on one side, the owner on the other.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, ExitCode};
 use std::thread;
+use std::time::Duration;
 
+use smartvm::MachineId;
 use smartvm::terminal::Terminal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::time::{Instant, sleep_until};
 
 use super::keys::{Action, Keys};
 use super::wire::{
@@ -28,10 +33,26 @@ pub(crate) struct Front {
     pub(crate) printer: Printer,
     /// The owner, when it is a process of its own.
     pub(crate) child: Option<Child>,
+    /// Why standard output took no more, when its reader had not just gone.
+    pub(crate) output_error: Option<Report>,
+    /// Whether the user did not wait for the rest of the console.
+    pub(crate) in_haste: bool,
 }
 
 /// The status to exit with.
 pub(crate) struct Status(u8);
+
+/// Tells of a machine that nobody was asked to start.
+pub(crate) fn not_started(printer: &Printer, id: Option<MachineId>, report: Report) -> Status {
+    let end = End::not_started(id, report);
+    match &end.error {
+        Some(report) if !printer.json => printer.error(report),
+        _ => {
+            let _ = io::stderr().write_all(json_line(&end).as_bytes());
+        }
+    }
+    Status(end.exit_status)
+}
 
 impl From<Status> for ExitCode {
     fn from(status: Status) -> Self {
@@ -62,6 +83,7 @@ impl Front {
             signals,
             output_gone: printed.gone,
             asked: false,
+            patience: None,
         };
         let outcome = self.converse(&mut session, from_owner).await;
         // Until here everything came in raw; from here on lines are lines.
@@ -96,7 +118,7 @@ impl Front {
                     Some(ToFront::Detached { id, pid, console_log }) => {
                         return Outcome::Detached(format!(
                             "machine `{id}` runs on in the background, owned by process {pid}\n  console: {}\n     stop: smartvm stop {id}",
-                            console_log.display()
+                            PathBuf::from(&console_log).display()
                         ), id);
                     }
                     Some(ToFront::Ended(end)) => return Outcome::Ended(end),
@@ -110,7 +132,18 @@ impl Front {
         match event {
             Event::Stop(reason) => session.stop(reason).await,
             Event::Kill => {
+                session.be_impatient();
                 session.to_owner.send(&ToOwner::Kill).await;
+            }
+            Event::OutputGone(error) => {
+                self.output_gone(error);
+                session.stop(StopReason::OutputClosed).await;
+            }
+            Event::OwnerSilent => {
+                if let Some(owner) = &mut self.child {
+                    // The kernel ends its VMM with it.
+                    let _ = owner.kill();
+                }
             }
             Event::Detach => {
                 session.to_owner.send(&ToOwner::Detach).await;
@@ -126,6 +159,14 @@ impl Front {
                     tracing::debug!(%error, "the terminal is gone");
                 }
             }
+        }
+    }
+
+    /// Remembers why: who only wanted the beginning of the console knows, but a full disk is news.
+    fn output_gone(&mut self, error: io::Error) {
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            let report = Report::plain("HOST", "cannot write the console to standard output", Exit::Internal);
+            self.output_error = Some(report.because(&error));
         }
     }
 
@@ -170,8 +211,14 @@ impl Front {
             tokio::select! {
                 () = &mut drained => return outcome,
                 event = session.next() => match event {
-                    Event::Stop(StopReason::OutputClosed) | Event::Help | Event::Detach | Event::Suspend => {}
-                    Event::Stop(_) | Event::Kill => return outcome,
+                    Event::Stop(_) | Event::Kill => {
+                        // It ends when it sees that nobody takes the rest; to wait for that would be to wait for ever.
+                        self.child = None;
+                        self.in_haste = true;
+                        return outcome;
+                    }
+                    Event::OutputGone(error) => self.output_gone(error),
+                    Event::OwnerSilent | Event::Help | Event::Detach | Event::Suspend => {}
                 },
             }
         }
@@ -180,6 +227,8 @@ impl Front {
     /// Says how it ended.
     fn tell(mut self, outcome: Outcome) -> Status {
         match outcome {
+            // A terminal that takes no console takes no words of ours either: they would keep us for ever.
+            Outcome::Ended(end) if self.in_haste && self.terminal.is_some() => Status(end.exit_status),
             Outcome::Detached(text, id) => {
                 if self.printer.json {
                     let line = serde_json::json!({"id": id, "how": "detached", "exit_status": 0});
@@ -193,6 +242,12 @@ impl Front {
                 self.reap();
                 if !self.arguments.timeline {
                     end.timeline = None;
+                }
+                if let (Some(report), None) = (self.output_error.take(), &end.error) {
+                    if end.exit_status == Exit::Success.status() {
+                        end.exit_status = report.exit_status;
+                    }
+                    end.error = Some(Report { exit_status: end.exit_status, ..report });
                 }
                 if self.printer.json {
                     let _ = io::stderr().write_all(json_line(&end).as_bytes());
@@ -260,7 +315,7 @@ impl Timeline {
 
 enum Outcome {
     Ended(Box<End>),
-    Detached(String, smartvm::MachineId),
+    Detached(String, MachineId),
     OwnerGone,
 }
 
@@ -271,16 +326,25 @@ enum Event {
     Detach,
     Help,
     Suspend,
+    /// Standard output takes no more.
+    OutputGone(io::Error),
+    /// The owner was told to kill the machine, and has not.
+    OwnerSilent,
 }
+
+/// How long an owner may take to kill its machine before it is killed itself.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 struct Session {
     keys: Keys,
     typed: Input,
     to_owner: Sender,
     signals: Signals,
-    output_gone: mpsc::Receiver<()>,
+    output_gone: mpsc::Receiver<io::Error>,
     /// Whether a stop was asked for.
     asked: bool,
+    /// Until when the owner has to follow a kill.
+    patience: Option<Instant>,
 }
 
 impl Session {
@@ -289,8 +353,15 @@ impl Session {
         if reason == StopReason::OutputClosed && self.asked {
             return;
         }
+        if self.asked && matches!(reason, StopReason::Interrupt | StopReason::Asked) {
+            self.be_impatient();
+        }
         self.asked = true;
         self.to_owner.send(&ToOwner::Stop(reason)).await;
+    }
+
+    fn be_impatient(&mut self) {
+        self.patience.get_or_insert_with(|| Instant::now() + KILL_PATIENCE);
     }
 
     async fn next(&mut self) -> Event {
@@ -305,10 +376,23 @@ impl Session {
                     Action::Help => return Event::Help,
                 }
             }
+            let silence = async {
+                match self.patience {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 event = self.signals.next() => return event,
-                Some(()) = self.output_gone.recv() => return Event::Stop(StopReason::OutputClosed),
+                Some(error) = self.output_gone.recv() => return Event::OutputGone(error),
+                () = silence => {
+                    self.patience = None;
+                    return Event::OwnerSilent;
+                }
                 Some(bytes) = self.typed.keys.recv() => self.typed.pending.extend(self.keys.read(&bytes)),
+                Ok(room) = self.typed.to_guest.reserve(), if !self.typed.backlog.is_empty() => {
+                    room.send(self.typed.backlog.take());
+                }
             }
         }
     }
@@ -318,18 +402,51 @@ impl Session {
 struct Input {
     /// What was typed on a terminal, to be looked at for keys of ours.
     keys: mpsc::Receiver<Vec<u8>>,
-    pending: std::collections::VecDeque<Action>,
+    pending: VecDeque<Action>,
     /// Bytes on their way to the owner.
     to_guest: mpsc::Sender<Vec<u8>>,
+    /// Bytes that wait for room on that way.
+    backlog: Backlog,
 }
 
 impl Input {
-    /// Typed bytes that a guest does not take are dropped with a bell, as a full terminal does: keys of ours behind them
-    /// must get through.
+    /// A guest takes typed bytes at its own pace: what was pasted waits here, and keys of ours behind it are heard.
     fn forward(&mut self, bytes: Vec<u8>) {
-        if self.to_guest.try_send(bytes).is_err() {
-            let _ = io::stderr().write_all(b"\x07");
+        if !self.backlog.is_empty() {
+            self.backlog.add(bytes);
+        } else if let Err(TrySendError::Full(bytes)) = self.to_guest.try_send(bytes) {
+            self.backlog.add(bytes);
         }
+    }
+}
+
+/// Typed bytes that wait. More than [`Backlog::LIMIT`] are dropped with a bell, as a full terminal does.
+#[derive(Debug, Default)]
+struct Backlog {
+    chunks: VecDeque<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Backlog {
+    const LIMIT: usize = 16 << 20;
+
+    fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    fn add(&mut self, bytes: Vec<u8>) {
+        if self.bytes + bytes.len() > Self::LIMIT {
+            let _ = io::stderr().write_all(b"\x07");
+            return;
+        }
+        self.bytes += bytes.len();
+        self.chunks.push_back(bytes);
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        let chunk = self.chunks.pop_front().unwrap_or_default();
+        self.bytes -= chunk.len();
+        chunk
     }
 }
 
@@ -355,11 +472,11 @@ fn read_input(to_data: OwnedWriteHalf, is_terminal: bool) -> Input {
     });
     tokio::spawn(forward_input(from_user, to_data));
     if is_terminal {
-        Input { keys, pending: Default::default(), to_guest }
+        Input { keys, pending: VecDeque::new(), to_guest, backlog: Backlog::default() }
     } else {
         // Nobody else may hold the channel open: its end is the end of the guest's input.
         let (unused, _) = mpsc::channel(1);
-        Input { keys, pending: Default::default(), to_guest: unused }
+        Input { keys, pending: VecDeque::new(), to_guest: unused, backlog: Backlog::default() }
     }
 }
 
@@ -374,8 +491,8 @@ async fn forward_input(mut from_user: mpsc::Receiver<Vec<u8>>, mut to_data: Owne
 }
 
 struct Printed {
-    /// Comes once when standard output takes no more.
-    gone: mpsc::Receiver<()>,
+    /// Comes once, when standard output takes no more.
+    gone: mpsc::Receiver<io::Error>,
     /// Resolves when everything was printed, or cannot be.
     done: tokio::sync::oneshot::Receiver<()>,
 }
@@ -388,8 +505,8 @@ fn print_console(mut from_data: OwnedReadHalf) -> (tokio::task::JoinHandle<()>, 
     thread::spawn(move || {
         let mut out = io::stdout();
         while let Some(bytes) = from_task.blocking_recv() {
-            if out.write_all(&bytes).and_then(|()| out.flush()).is_err() {
-                let _ = say_gone.try_send(());
+            if let Err(error) = out.write_all(&bytes).and_then(|()| out.flush()) {
+                let _ = say_gone.try_send(error);
                 break;
             }
         }
@@ -448,3 +565,40 @@ impl Signals {
 
 /// The signal of Ctrl+Z, on every Linux but alpha, mips and sparc.
 const SIGTSTP: i32 = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input() -> (Input, mpsc::Receiver<Vec<u8>>) {
+        let (to_guest, from_user) = mpsc::channel(2);
+        let (_, keys) = mpsc::channel(1);
+        (Input { keys, pending: VecDeque::new(), to_guest, backlog: Backlog::default() }, from_user)
+    }
+
+    #[tokio::test]
+    async fn what_is_pasted_faster_than_the_guest_reads_comes_whole_and_in_order() {
+        let (mut input, mut guest) = input();
+        for chunk in 0..200 {
+            input.forward(vec![chunk; 4096]);
+        }
+        let mut came = Vec::new();
+        while let Ok(chunk) = guest.try_recv() {
+            came.push(chunk[0]);
+            if !input.backlog.is_empty() {
+                input.to_guest.reserve().await.unwrap().send(input.backlog.take());
+            }
+        }
+        assert_eq!(came, (0..200).collect::<Vec<u8>>());
+        assert_eq!(input.backlog.bytes, 0);
+    }
+
+    #[test]
+    fn what_waits_for_a_guest_that_reads_nothing_has_a_bound() {
+        let (mut input, _guest) = input();
+        for _ in 0..20 {
+            input.forward(vec![b'x'; 1 << 20]);
+        }
+        assert_eq!(input.backlog.bytes, Backlog::LIMIT);
+    }
+}

@@ -20,6 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use smartvm::Config;
 use smartvm::background::{Second, take_connections};
 use smartvm::terminal::Terminal;
 
@@ -27,11 +28,19 @@ use crate::arguments::RunArguments;
 use crate::exit::Exit;
 use crate::report::{Printer, Report};
 use front::Front;
-use wire::RunRequest;
+use wire::{HostPath, RunRequest};
 
 /// Runs a machine until it ends or is detached.
 pub(crate) async fn run(arguments: RunArguments, verbose: u8, printer: &Printer) -> ExitCode {
-    let request = request(&arguments);
+    // Here, while every signal still ends us as usual: a FIFO or a terminal may take for ever, and the owner has another
+    // standard input.
+    let config = match Config::load(&arguments.config_file) {
+        Ok(config) => config,
+        Err(error) => {
+            return front::not_started(printer, arguments.id, Report::of(&error)).into();
+        }
+    };
+    let request = request(&arguments, &config);
     // Looked at before the owner starts, so that both know the same settings to go back to.
     let terminal = Terminal::on_stdin();
     let connected = if terminal.is_some() || arguments.detach {
@@ -50,16 +59,19 @@ pub(crate) async fn run(arguments: RunArguments, verbose: u8, printer: &Printer)
             return Exit::Internal.into();
         }
     };
-    Front { arguments, request, terminal, printer: *printer, child }.run(control, data).await.into()
+    let front =
+        Front { arguments, request, terminal, printer: *printer, child, output_error: None, in_haste: false };
+    front.run(control, data).await.into()
 }
 
 /// The second process.
 pub(crate) async fn own() -> ExitCode {
+    // Standard error may be a file.
+    let terminal = Terminal::of_parent();
     let Ok((control, data)) = take_connections() else {
         eprintln!("`smartvm owner` is started by `smartvm run` only");
         return ExitCode::from(2);
     };
-    let terminal = Terminal::on_stderr();
     owner::own(control, data, owner::Place::OwnProcess(terminal)).await;
     ExitCode::SUCCESS
 }
@@ -73,11 +85,12 @@ fn in_this_process() -> std::io::Result<Connected> {
     Ok((control, data, None))
 }
 
-fn request(arguments: &RunArguments) -> RunRequest {
+fn request(arguments: &RunArguments, config: &Config) -> RunRequest {
     // The VMM works in the machine's directory: what the user named must not move with it.
-    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let absolute =
+        |path: &PathBuf| HostPath::from(&*std::path::absolute(path).unwrap_or_else(|_| path.clone()));
     RunRequest {
-        config_file: absolute(&arguments.config_file),
+        config: config.into(),
         id: arguments.id.clone(),
         firecracker: arguments.firecracker.firecracker.as_ref().map(absolute),
         marks: arguments.mark.clone(),

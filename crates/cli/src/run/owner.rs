@@ -1,22 +1,29 @@
 //! The owner: drives one machine, answers the front, and outlives it when told to.
 
-use std::os::fd::BorrowedFd;
+use std::fs::File;
+use std::io::BufReader;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::IgnoredAny;
+use smartvm::explain::Code;
 use smartvm::machine::Released;
 use smartvm::terminal::Terminal;
 use smartvm::{
-    Config, ConsoleInput, Directories, FirecrackerBinary, Host, Ladder, LogOptions, Machine, Rung, Seccomp,
-    StartOptions, StopError, check_config,
+    Checked, Config, ConsoleInput, Directories, FirecrackerBinary, Host, Ladder, LogOptions, Machine, Rung,
+    Seccomp, StartOptions, StopError, check_config,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::wire::{
-    End, Mark, Receiver, RunRequest, Sender, StopReason, Timeline, ToFront, ToOwner, connection, control,
+    End, HostPath, Mark, Receiver, RunRequest, Sender, StopReason, Timeline, ToFront, ToOwner, connection,
+    control,
 };
 use super::{marks, relay};
 use crate::exit::{self, Exit};
@@ -27,7 +34,7 @@ pub(crate) enum Place {
     /// In the process of the front, which listens to the signals.
     FrontsProcess,
     /// In a process of its own: it listens to signals, and gives the terminal back when the front was killed.
-    OwnProcess(Option<Terminal<BorrowedFd<'static>>>),
+    OwnProcess(Option<Terminal<OwnedFd>>),
 }
 
 /// How many bytes the console may be ahead of the front.
@@ -56,7 +63,7 @@ struct Owner {
     from_front: Option<Receiver>,
     to_front: Option<Sender>,
     signals: Option<Signals>,
-    terminal: Option<Terminal<BorrowedFd<'static>>>,
+    terminal: Option<Terminal<OwnedFd>>,
 }
 
 struct Over {
@@ -73,16 +80,7 @@ enum Wish {
 
 impl Owner {
     async fn start_and_run(&mut self, request: RunRequest, data: UnixStream) -> Over {
-        let failed = |id, report: Report| Over {
-            end: End {
-                id,
-                how: "the machine did not start".into(),
-                exit_status: report.exit_status,
-                error: Some(report),
-                timeline: None,
-            },
-            relay: None,
-        };
+        let failed = |id, report: Report| Over { end: End::not_started(id, report), relay: None };
         let id = request.id.clone();
         let data = match connection(data) {
             Ok(data) => data,
@@ -171,6 +169,7 @@ impl Owner {
         let console_log = machine.dir().join("console.log");
         let _ = detach.send(console_log.clone());
         let pid = std::process::id();
+        let console_log = (&*console_log).into();
         self.tell(&ToFront::Detached { id: machine.id().clone(), pid, console_log }).await;
         self.from_front = None;
         self.to_front = None;
@@ -240,8 +239,9 @@ impl Life {
     /// The first time: the ladder; after that: kill.
     fn stop(&mut self, reason: StopReason, failures: &mpsc::UnboundedSender<StopError>) {
         if self.reason.is_some() {
-            // The front that is gone after it asked for a stop does not ask for more.
-            if reason != StopReason::HangUp {
+            // Only a person's second key says that a stop takes too long. A second `smartvm stop`, an init system that
+            // sends SIGTERM and SIGHUP, a front that is gone after it asked: they all want the same once more.
+            if matches!(reason, StopReason::Interrupt | StopReason::Asked) {
                 self.kill(failures);
             }
             return;
@@ -328,37 +328,41 @@ fn ladder(request: &RunRequest) -> Ladder {
 }
 
 async fn start(request: &RunRequest) -> Result<(Machine, Vec<Problem>), Box<Report>> {
-    let config = Config::load(&request.config_file).map_err(|error| Report::of(&error))?;
-    let firecracker =
-        FirecrackerBinary::find(request.firecracker.as_deref()).await.map_err(|error| Report::of(&error))?;
-    let checked = check_config(&config, &firecracker.version, request.enable_pci)
-        .map_err(|error| Report::invalid_config(&error))?;
+    let path = |path: &Option<HostPath>| path.as_ref().map(PathBuf::from);
+    let firecracker = FirecrackerBinary::find(path(&request.firecracker).as_deref())
+        .await
+        .map_err(|error| Report::of(&error).with_exit(Exit::HostNotReady))?;
+    let checked = check(request, &firecracker).await?;
+    let (metadata, seccomp_filter) = (path(&request.metadata), path(&request.seccomp_filter));
+    if let Some(file) = &metadata {
+        check_option("--metadata", file, |text| serde_json::from_reader::<_, IgnoredAny>(text).map(drop))?;
+    }
+    if let Some(file) = &seccomp_filter {
+        check_option("--seccomp-filter", file, |_| Ok(()))?;
+    }
     let host = Host::open_clean(&Directories::find())
         .await
         .map_err(|error| Report::of(&error).with_exit(Exit::HostNotReady))?;
-    if let Some(file) = &request.log_file
-        && let Err(error) = std::fs::File::options().append(true).create(true).open(file)
-    {
-        // Firecracker before 1.14 does not make it.
-        let what = format!("cannot write Firecracker's log to {}", file.display());
-        return Err(Box::new(Report::plain("HOST", what, Exit::Internal).because(&error)));
+    let log_file = path(&request.log_file);
+    if let Some(file) = &log_file {
+        make_log(file)?;
     }
     let options = StartOptions {
         id: request.id.clone(),
         log: LogOptions {
-            path: request.log_file.clone(),
+            path: log_file,
             level: request.log_level.map(Into::into),
             show_level: true,
             ..LogOptions::default()
         },
         boot_timer: request.boot_timer,
         enable_pci: request.enable_pci,
-        seccomp: match (&request.seccomp_filter, request.no_seccomp) {
+        seccomp: match (seccomp_filter, request.no_seccomp) {
             (_, true) => Seccomp::DangerouslyDisabled,
-            (Some(filter), false) => Seccomp::Filter(filter.clone()),
+            (Some(filter), false) => Seccomp::Filter(filter),
             (None, false) => Seccomp::Default,
         },
-        metadata: request.metadata.clone(),
+        metadata,
         console_input: ConsoleInput::Pipe,
         keep_output: CONSOLE_BUFFER,
         ..StartOptions::default()
@@ -370,6 +374,64 @@ async fn start(request: &RunRequest) -> Result<(Machine, Vec<Problem>), Box<Repo
     })?;
     Ok((machine, checked.warnings.iter().map(Problem::from).collect()))
 }
+
+/// Off this thread: files on a host that is not there make it wait, and keys and signals must be heard meanwhile.
+async fn check(request: &RunRequest, firecracker: &FirecrackerBinary) -> Result<Checked, Box<Report>> {
+    let (config, version, pci) =
+        (Config::from(&request.config), firecracker.version.clone(), request.enable_pci);
+    match tokio::task::spawn_blocking(move || check_config(&config, &version, pci)).await {
+        Ok(Ok(checked)) => Ok(checked),
+        Ok(Err(invalid)) => Err(Box::new(Report::invalid_config(&invalid))),
+        Err(error) => {
+            let report = Report::plain("HOST", "the config could not be checked", Exit::Internal);
+            Err(Box::new(report.because(&error)))
+        }
+    }
+}
+
+/// Firecracker before 1.14 does not make its log file, and says little of one that it cannot write.
+fn make_log(file: &Path) -> Result<(), Box<Report>> {
+    // Read and write, not waiting: a FIFO opens without its reader, as Firecracker opens it.
+    let mut options = File::options();
+    options.read(true).append(true).create(true).custom_flags(O_NONBLOCK);
+    match options.open(file) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let what = format!("cannot write Firecracker's log to {}", file.display());
+            let mut report = Report::plain("HOST", what, Exit::Internal).because(&error);
+            report.hint = Some("give --log-file a file in a folder that this user may write to".into());
+            Err(Box::new(report))
+        }
+    }
+}
+
+/// Firecracker panics on such a file that it cannot read. A pipe can be read only once, and so is left to it.
+fn check_option(
+    option: &str,
+    file: &Path,
+    check: impl FnOnce(BufReader<File>) -> serde_json::Result<()>,
+) -> Result<(), Box<Report>> {
+    let refused = |error: &dyn std::error::Error, hint: &str| {
+        let what = format!("cannot use {} as {option}", file.display());
+        let mut report =
+            Report::plain(Code::InvalidConfig.as_str(), what, Exit::InvalidConfig).because(error);
+        report.hint = Some(hint.to_owned());
+        Box::new(report)
+    };
+    let readable = |error| refused(&error, "give a file that this user may read");
+    let metadata = std::fs::metadata(file).map_err(readable)?;
+    if metadata.is_dir() {
+        return Err(readable(std::io::ErrorKind::IsADirectory.into()));
+    }
+    if !metadata.is_file() {
+        return Ok(());
+    }
+    let text = BufReader::new(File::open(file).map_err(readable)?);
+    check(text).map_err(|error| refused(&error, "the file must be one JSON text"))
+}
+
+/// `O_NONBLOCK` on every Linux that Firecracker runs on.
+const O_NONBLOCK: i32 = 0o4000;
 
 fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3

@@ -20,8 +20,15 @@ pub(crate) async fn output(
     detach: oneshot::Receiver<PathBuf>,
     lost: mpsc::UnboundedSender<u64>,
 ) {
+    // Its sender goes when the machine has ended. That is no reason to drop a step half done: the front is still taking
+    // what the console said last.
+    let detach = async {
+        match detach.await {
+            Ok(log) => log,
+            Err(_) => std::future::pending().await,
+        }
+    };
     let mut detach = std::pin::pin!(detach);
-    let mut detachable = true;
     let mut rest = Vec::new();
     let log = loop {
         let step = async {
@@ -37,10 +44,7 @@ pub(crate) async fn output(
         };
         tokio::select! {
             more = step => if !more { break None },
-            log = &mut detach, if detachable => match log {
-                Ok(log) => break Some(log),
-                Err(_) => detachable = false,
-            },
+            log = &mut detach => break Some(log),
         }
     };
     let _ = data.shutdown().await;

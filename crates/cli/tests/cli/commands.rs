@@ -144,3 +144,26 @@ fn completions_know_the_commands() {
         assert!(script.contains("doctor") && script.contains("config-file"), "{shell}");
     }
 }
+
+#[test]
+fn wrong_usage_is_json_too_when_that_is_asked_for() {
+    let scene = Scene::new();
+    for arguments in [&["bogus", "--json"][..], &["--json", "run"], &["stop", "BAD_id", "--json"]] {
+        let output = scene.output(arguments);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!((&report["code"], &report["exit_status"]), (&"USAGE".into(), &2.into()), "{report}");
+    }
+}
+
+#[test]
+fn a_name_in_a_config_has_no_hold_on_the_terminal() {
+    let scene = Scene::new();
+    scene.config(Guest::Echo);
+    let json =
+        r#"{"boot-source": {"kernel_image_path": "guest\u001b[2J"}, "drives": [], "\u001b]0;x\u0007": 1}"#;
+    let config = scene.write("vm.json", json);
+    let output = scene.output(&["check", "--config-file", config.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(!output.stderr.iter().any(|&byte| byte < b' ' && byte != b'\n'), "{}", text(&output.stderr));
+}

@@ -1,13 +1,17 @@
 //! `smartvm run` between pipes: bytes, ends, signals and exit statuses.
 
+use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use smartvm_core::bare_metal::Guest;
 
-use crate::scene::{PATIENCE, Running, Scene, contains, wait_until};
+use crate::scene::{PATIENCE, Running, Scene, contains, is_waiting_to_write, wait_until};
 
 #[test]
 fn a_guest_that_ends_by_itself_gives_its_bytes_and_status_0() {
@@ -239,17 +243,6 @@ fn a_guest_that_reads_nothing_holds_up_its_input_and_not_a_stop() {
     scene.assert_clean();
 }
 
-/// Whether the command has stopped taking input: none is read between two looks.
-fn is_waiting_to_write(pid: i32) -> bool {
-    let read = || {
-        let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
-        io.lines().find(|line| line.starts_with("rchar")).unwrap().to_owned()
-    };
-    let before = read();
-    std::thread::sleep(Duration::from_millis(50));
-    read() == before
-}
-
 #[test]
 fn firecrackers_log_goes_where_it_is_wanted() {
     let scene = Scene::new();
@@ -283,4 +276,134 @@ fn an_error_has_the_last_lines_of_a_log_that_the_config_names() {
     assert_eq!(status.code(), Some(6), "{said}");
     assert!(said.contains("log: ") && said.contains("signal 11"), "{said}");
     assert!(!said.contains("an earlier run"), "{said}");
+}
+
+#[test]
+fn a_config_that_does_not_come_holds_up_no_signal() {
+    let scene = Scene::new();
+    let fifo = scene.fifo("vm.json");
+    for detach in [&[][..], &["--detach"]] {
+        let mut run = Running::start(scene.smartvm().arg("run").args(detach).arg("--config-file").arg(&fifo));
+        // Opening for writing succeeds once somebody reads.
+        let mut writer = None;
+        wait_until("it opens the FIFO", PATIENCE, || {
+            writer = rustix::fs::open(&fifo, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok();
+            writer.is_some()
+        });
+        run.signal(Signal::TERM);
+        let (status, _, said) = run.end();
+        assert_eq!(status.signal(), Some(Signal::TERM.as_raw()), "{said}");
+        scene.assert_clean();
+    }
+}
+
+#[test]
+fn a_config_may_come_on_standard_input_also_for_the_background() {
+    let scene = Scene::new();
+    scene.config(Guest::ByteThenIdle);
+    let kernel = scene.path("guest");
+    let config = scene
+        .write("in.json", format!(r#"{{"boot-source": {{"kernel_image_path": {kernel:?}}}, "drives": []}}"#));
+    let mut run = scene.smartvm();
+    run.args(["run", "--config-file", "/dev/stdin", "--detach", "--id", "piped"]);
+    let output = run.stdin(std::fs::File::open(config).unwrap()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(scene.output(&["stop", "piped", "--kill"]).status.code(), Some(0));
+    scene.assert_clean();
+}
+
+#[test]
+fn a_config_in_a_folder_whose_name_is_not_utf_8_runs() {
+    let scene = Scene::new();
+    scene.config(Guest::ByteThenReset);
+    let (kernel, folder) = (scene.path("guest"), scene.path("").join(OsStr::from_bytes(b"x\xff")));
+    std::fs::create_dir(&folder).unwrap();
+    let config = folder.join("vm.json");
+    let json = format!(r#"{{"boot-source": {{"kernel_image_path": {kernel:?}}}, "drives": []}}"#);
+    std::fs::write(&config, json).unwrap();
+    let mut run = Running::start(scene.smartvm().arg("run").arg("--config-file").arg(&config));
+    let (status, output, said) = run.end();
+    assert_eq!((status.code(), output.as_slice()), (Some(0), &b"S"[..]), "{said}");
+    let checked = scene.smartvm().args(["check", "--json", "--config-file"]).arg(&config).output().unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(answer["ok"], true, "{answer}");
+    scene.assert_clean();
+}
+
+#[test]
+fn a_log_may_be_a_fifo_that_nobody_reads() {
+    let scene = Scene::new();
+    let fifo = scene.fifo("log");
+    let mut run = Running::start(scene.run(Guest::ByteThenReset).arg("--log-file").arg(fifo));
+    let (status, _, said) = run.end();
+    assert_eq!(status.code(), Some(0), "{said}");
+}
+
+#[test]
+fn a_second_sigterm_asks_for_the_same_once_more() {
+    let scene = Scene::new();
+    let mut run = Running::start(scene.run(Guest::IgnoreCtrlAltDel).args(["--stop-timeout", "1", "--json"]));
+    run.await_output("S");
+    for signal in [Signal::TERM, Signal::TERM, Signal::HUP] {
+        run.signal(signal);
+        wait_until("the signal is taken", PATIENCE, || !is_pending(run.pid(), signal));
+    }
+    let (status, _, said) = run.end();
+    assert_eq!(status.code(), Some(143), "{said}");
+    assert!(said.contains(r#""how":"stopped by SIGTERM""#), "{said}");
+    scene.assert_clean();
+}
+
+#[test]
+fn a_full_disk_behind_standard_output_is_told() {
+    let scene = Scene::new();
+    let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    let mut run = scene.run(Guest::Flood);
+    let output = run.args(["--stop-timeout", "0"]).stdin(Stdio::null()).stdout(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(141), "{output:?}");
+    assert!(contains(&output.stderr, b"No space left on device"), "{output:?}");
+    for command in ["ps", "version", "doctor", "gc"] {
+        let output = scene.smartvm().arg(command).stdout(full()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command}: {output:?}");
+        assert!(contains(&output.stderr, b"No space left on device"), "{command}: {output:?}");
+    }
+    // Our own words are worth less than the guest.
+    let mut run = scene.run(Guest::ByteThenReset);
+    let output = run.arg("-vv").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(full()).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"S"[..]));
+    scene.assert_clean();
+}
+
+#[test]
+fn a_slow_reader_gets_every_byte_of_a_guest_that_has_ended() {
+    let scene = Scene::new();
+    // More than the pipe, the channel and the socket on the way hold, less than what is kept.
+    let text = "x".repeat(300_000);
+    let mut run = scene.run(Guest::Message(&text));
+    let mut child = run.args(["--id", "slow"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    wait_until("it runs", PATIENCE, || !scene.vmms().is_empty());
+    wait_until("it has ended", PATIENCE, || scene.vmms().is_empty() && scene.machines().is_empty());
+    let mut came = Vec::new();
+    std::io::Read::read_to_end(&mut child.stdout.take().unwrap(), &mut came).unwrap();
+    assert_eq!((child.wait().unwrap().code(), came.len()), (Some(0), text.len()));
+}
+
+#[test]
+fn files_that_options_name_are_looked_at_before_firecracker_starts() {
+    let scene = Scene::new();
+    let (missing, text) = (scene.path("missing"), scene.write("text", "no JSON"));
+    let cases = [
+        ("--metadata", &missing, 3),
+        ("--metadata", &text, 3),
+        ("--seccomp-filter", &missing, 3),
+        ("--firecracker", &text, 4),
+    ];
+    for (option, file, status) in cases {
+        let mut run = scene.run(Guest::ByteThenReset);
+        let output = run.arg(option).arg(file).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{option}: {output:?}");
+        assert!(contains(&output.stderr, file.as_os_str().as_encoded_bytes()), "{option}: {output:?}");
+        assert!(contains(&output.stderr, b"hint: "), "{option}: {output:?}");
+        scene.assert_clean();
+    }
 }

@@ -34,6 +34,13 @@ impl Scene {
         path
     }
 
+    pub(crate) fn fifo(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
+        path
+    }
+
     /// A config that boots this guest, its kernel named relative to the config.
     pub(crate) fn config(&self, guest: Guest<'_>) -> PathBuf {
         self.write("guest", guest.elf());
@@ -168,6 +175,11 @@ impl Running {
         Self { child, seen: Vec::new(), output: follow(output), stderr: None }
     }
 
+    /// From here on, but for a little that is on its way, nobody takes its output.
+    pub(crate) fn stop_reading(&mut self) {
+        self.output = channel().1;
+    }
+
     pub(crate) fn pid(&self) -> i32 {
         self.child.id().cast_signed()
     }
@@ -226,6 +238,17 @@ fn follow(mut output: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
         }
     });
     receiver
+}
+
+/// Whether a command has stopped moving bytes: none are read between two looks.
+pub(crate) fn is_waiting_to_write(pid: i32) -> bool {
+    let read = || {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+        io.lines().find(|line| line.starts_with("rchar")).unwrap().to_owned()
+    };
+    let before = read();
+    std::thread::sleep(Duration::from_millis(50));
+    read() == before
 }
 
 pub(crate) fn contains(text: &[u8], part: &[u8]) -> bool {

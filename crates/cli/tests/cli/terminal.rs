@@ -10,7 +10,7 @@ use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::tcgetattr;
 use smartvm_core::bare_metal::Guest;
 
-use crate::scene::{PATIENCE, Running, Scene, contains, is_alive, state, wait_until};
+use crate::scene::{PATIENCE, Running, Scene, contains, is_alive, is_waiting_to_write, state, wait_until};
 
 /// A pseudo-terminal with `smartvm run` on it.
 struct Console {
@@ -22,13 +22,19 @@ struct Console {
 
 impl Console {
     fn open(command: &mut Command) -> Self {
+        Self::with_stderr(command, None)
+    }
+
+    /// With standard error elsewhere than on the terminal.
+    fn with_stderr(command: &mut Command, stderr: Option<File>) -> Self {
         let keys = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&keys).unwrap();
         unlockpt(&keys).unwrap();
         let tty = ioctl_tiocgptpeer(&keys, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         let settings_before = settings(&tty);
         let stream = || Stdio::from(tty.try_clone().unwrap());
-        let child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
+        let stderr = stderr.map_or_else(stream, Stdio::from);
+        let child = command.stdin(stream()).stdout(stream()).stderr(stderr).spawn().unwrap();
         let keys = File::from(keys);
         let run = Running::with_output(child, keys.try_clone().unwrap());
         Self { run, keys, tty, settings_before }
@@ -135,17 +141,20 @@ fn a_signal_restores_the_terminal_too() {
 #[test]
 fn a_front_that_is_killed_leaves_a_restored_terminal_and_no_machine() {
     let scene = Scene::new();
-    let mut console = Console::open(scene.run(Guest::ByteThenIdle).args(["--stop-timeout", "0"]));
-    console.run.await_output("S");
-    console.run.signal(Signal::KILL);
-    console.run.child.wait().unwrap();
-    wait_until("the owner gives the terminal back", PATIENCE, || {
-        settings(&console.tty) == console.settings_before
-    });
-    wait_until("the owner stops the machine", PATIENCE, || {
-        scene.machines().is_empty() && scene.vmms().is_empty()
-    });
-    scene.assert_clean();
+    for stderr in [None, Some(File::create(scene.path("stderr")).unwrap())] {
+        let mut run = scene.run(Guest::ByteThenIdle);
+        let mut console = Console::with_stderr(run.args(["--stop-timeout", "0"]), stderr);
+        console.run.await_output("S");
+        console.run.signal(Signal::KILL);
+        console.run.child.wait().unwrap();
+        wait_until("the owner gives the terminal back", PATIENCE, || {
+            settings(&console.tty) == console.settings_before
+        });
+        wait_until("the owner stops the machine", PATIENCE, || {
+            scene.machines().is_empty() && scene.vmms().is_empty()
+        });
+        scene.assert_clean();
+    }
 }
 
 #[test]
@@ -225,5 +234,44 @@ fn a_machine_is_put_into_the_background_from_a_script() {
         contains(&output.stdout, b"S") || std::fs::read(&log).is_ok_and(|text| contains(&text, b"S"))
     });
     assert_eq!(scene.output(&["stop", "bg", "--kill"]).status.code(), Some(0));
+    scene.assert_clean();
+}
+
+#[test]
+fn an_owner_that_does_not_answer_is_no_trap() {
+    let scene = Scene::new();
+    let mut console = Console::open(scene.run(Guest::ByteThenIdle).args(["--id", "mute"]));
+    console.run.await_output("S");
+    let machines: serde_json::Value =
+        serde_json::from_slice(&scene.output(&["ps", "--json"]).stdout).unwrap();
+    let owner = i32::try_from(machines[0]["owner_pid"].as_i64().unwrap()).unwrap();
+    let owner = rustix::process::Pid::from_raw(owner).unwrap();
+    rustix::process::kill_process(owner, Signal::STOP).unwrap();
+    console.type_in(b"\x03\x03");
+    let (status, screen) = console.end();
+    assert_eq!(status, Some(1), "{screen}");
+    assert!(screen.contains("owner ended unexpectedly"), "{screen:?}");
+    wait_until("its VMM ends with it", PATIENCE, || scene.vmms().is_empty());
+    assert_eq!(scene.output(&["gc"]).status.code(), Some(0));
+    scene.assert_clean();
+}
+
+#[test]
+fn a_terminal_that_takes_nothing_is_no_trap() {
+    let scene = Scene::new();
+    let mut console = Console::open(scene.run(Guest::Flood).args(["--stop-timeout", "0", "--id", "mute"]));
+    console.run.stop_reading();
+    wait_until("it runs", PATIENCE, || contains(&scene.output(&["ps"]).stdout, b"running"));
+    wait_until("nothing moves", PATIENCE, || is_waiting_to_write(console.run.pid()));
+    let mut status = None;
+    wait_until("Ctrl-C until it ends", PATIENCE, || {
+        console.type_in(b"\x03");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        status = console.run.child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(matches!(status.unwrap().code(), Some(130 | 137)), "{status:?}");
+    assert_eq!(settings(&console.tty), console.settings_before, "the terminal is as it was");
+    wait_until("the owner ends too", PATIENCE, || scene.machines().is_empty() && scene.vmms().is_empty());
     scene.assert_clean();
 }
