@@ -130,6 +130,13 @@ impl Connector {
     }
 }
 
+/// The process that called `listen` on the other end (SO_PEERCRED, unix(7)); `None` when it is in a pid namespace that we
+/// cannot see into.
+pub fn listener_pid(stream: &UnixStream) -> Option<i32> {
+    let pid = rustix::net::sockopt::socket_peercred(stream).ok()?.pid.as_raw_pid();
+    (pid > 0).then_some(pid)
+}
+
 /// Whether the peer has closed its end, or has sent bytes that nobody asked for; either way the
 /// connection is of no use for a new request. One system call, takes nothing out of the socket.
 pub(crate) fn is_spent(stream: impl AsFd) -> bool {

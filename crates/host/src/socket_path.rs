@@ -5,11 +5,10 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use smartvm_firecracker::socket;
+use smartvm_firecracker::socket::{self, listener_pid};
 
 use crate::error::SpawnError;
 
@@ -104,13 +103,6 @@ fn no_directory(path: &Path) -> Option<io::Error> {
     }
 }
 
-/// The process that called `listen` on the other end (SO_PEERCRED, unix(7)); `None` when it is in a pid namespace that we
-/// cannot see into.
-pub(crate) fn listener_pid(stream: &UnixStream) -> Option<i32> {
-    let pid = rustix::net::sockopt::socket_peercred(stream).ok()?.pid.as_raw_pid();
-    (pid > 0).then_some(pid)
-}
-
 /// A socket that a VMM of ours makes, to be removed when the VMM is gone.
 #[derive(Debug)]
 pub(crate) struct OwnSocket {
@@ -146,7 +138,7 @@ impl OwnSocket {
 mod tests {
     use super::*;
     use smartvm_core::explain::{Code, Explain};
-    use std::os::unix::net::{UnixDatagram, UnixListener};
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     #[test]
     fn a_free_path_is_free_and_a_stale_socket_is_removed() {

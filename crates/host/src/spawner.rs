@@ -24,13 +24,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 use smartvm_firecracker::api::InstanceInfo;
 use smartvm_firecracker::first_answer::FirstAnswer;
-use smartvm_firecracker::socket::{Connector, SUN_PATH_MAX};
+use smartvm_firecracker::socket::{Connector, SUN_PATH_MAX, listener_pid};
 use tokio::sync::oneshot;
 
 use crate::clone::{ChildPlan, Cradle, Stdio, clone_exec, fine_timer};
 use crate::error::SpawnError;
 use crate::launch::{ConsoleInput, Launch, Lifetime, c_string};
-use crate::socket_path::{OwnSocket, listener_pid, make_way};
+use crate::socket_path::{OwnSocket, make_way};
 use crate::watcher::{Child, Pipes, Watcher};
 
 /// How long a spawning thread waits for the socket itself. Firecracker needs about 1 ms; a slower one is left to

@@ -184,7 +184,7 @@ impl Vmm {
                 owned.settle();
                 // Weak: the client may outlive the VMM's handle, and must not keep its descriptors.
                 let (child, watch) = (Arc::downgrade(&owned.child), HangWatch::default());
-                let api = ready.client.with_attendant(move || {
+                let api = ready.client.with_peer(owned.child.pid.as_raw_pid()).with_attendant(move || {
                     if let Some(child) = child.upgrade() {
                         watch.look(&child);
                     }

@@ -69,6 +69,8 @@ struct Vmm {
     link: tokio::sync::Mutex<Link>,
     version: Mutex<Option<Version>>,
     attendant: OnceLock<Attendant>,
+    /// The only process to speak to.
+    peer: OnceLock<i32>,
 }
 
 /// Called again and again while an answer is outstanding for long.
@@ -102,6 +104,7 @@ impl Client {
             link: tokio::sync::Mutex::new(link),
             version: Mutex::new(None),
             attendant: OnceLock::new(),
+            peer: OnceLock::new(),
         };
         Self { vmm: Arc::new(vmm), deadline: None }
     }
@@ -129,6 +132,14 @@ impl Client {
     #[must_use]
     pub fn with_attendant(self, look: impl Fn() + Send + Sync + 'static) -> Self {
         let _ = self.vmm.attendant.set(Attendant(Box::new(look)));
+        self
+    }
+
+    /// Has the client and its clones connect to this process only: when the VMM has gone, another may listen on its path. The
+    /// first one given stays.
+    #[must_use]
+    pub fn with_peer(self, pid: i32) -> Self {
+        let _ = self.vmm.peer.set(pid);
         self
     }
 
@@ -235,7 +246,16 @@ impl Vmm {
         };
         loop {
             match socket::connect(&self.api_sock) {
-                Ok(stream) => return UnixStream::from_std(stream).map_err(failed),
+                Ok(stream) => {
+                    let listener = socket::listener_pid(&stream);
+                    if let (Some(listener), Some(peer)) = (listener, self.peer.get())
+                        && listener != *peer
+                    {
+                        let other = format!("process {listener} listens there now, not process {peer}");
+                        return Err(failed(io::Error::other(other)));
+                    }
+                    return UnixStream::from_std(stream).map_err(failed);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }

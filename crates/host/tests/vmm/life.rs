@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::fixture::{PATIENCE, Scene, eventually, lives, run};
 use smartvm_core::bare_metal::Guest;
 use smartvm_core::explain::{Code, Explain};
+use smartvm_firecracker::ApiError;
 use smartvm_host::process::{Exit, ProcessId};
 use smartvm_host::{ConsoleInput, Ended, FirecrackerBinary, Ladder, Rung, Vmm};
 
@@ -272,6 +273,23 @@ fn dropping_kills_reaps_and_cleans() {
             eventually("the socket is removed", PATIENCE, || !socket.exists());
         }
         assert!(fastest < Duration::from_millis(5), "dropping does not wait: {fastest:?}");
+    });
+}
+
+#[test]
+fn a_client_never_speaks_to_the_next_vmm_on_its_path() {
+    run(async {
+        let scene = Scene::new();
+        let first = Vmm::spawn(scene.bare_launch()).await.unwrap();
+        let client = first.api().clone();
+        first.stop(&Ladder::kill_now()).await.unwrap();
+        let next = Vmm::spawn(scene.bare_launch()).await.unwrap();
+        let error = client.describe_instance().await.unwrap_err();
+        assert!(matches!(error, ApiError::Connect { .. }), "{error:?}");
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains(&format!("process {}", next.pid())), "{why}");
+        next.api().describe_instance().await.unwrap();
+        next.stop(&Ladder::kill_now()).await.unwrap();
     });
 }
 
