@@ -112,7 +112,7 @@ fn try_guest(
         return Ok(());
     }
     let log = fs::read_to_string(&log).unwrap_or_default();
-    let error = log.lines().rfind(|line| line.to_ascii_lowercase().contains("error"));
+    let error = log.lines().find(|line| line.to_ascii_lowercase().contains("error"));
     let last = said.trim().lines().last().or(error).map(|line| format!("last words: {line}"));
     Err(last.unwrap_or_else(|| format!("no word from the guest within {} s", patience.as_secs())))
 }
