@@ -71,6 +71,21 @@ fn the_guest_reads_what_is_written() {
 }
 
 #[test]
+fn nobody_but_the_vmm_holds_its_end_of_the_console_input() {
+    run(async {
+        let scene = Scene::new();
+        let mut launch = scene.launch(Guest::Echo);
+        launch.console_input = ConsoleInput::Pipe;
+        let mut vmm = Vmm::spawn(launch).await.unwrap();
+        let input = vmm.take_console_input().unwrap();
+        vmm.stop(&Ladder::kill_now()).await.unwrap();
+        // A program that another test starts may have a copy until it runs.
+        let refused = || rustix::io::write(&input, b"x") == Err(rustix::io::Errno::PIPE);
+        eventually("what is written is refused", Duration::from_secs(5), refused);
+    });
+}
+
+#[test]
 fn a_reader_that_stalls_never_blocks_the_vmm() {
     run(async {
         let scene = Scene::new();
