@@ -115,6 +115,31 @@ fn identify_elf(head: &[u8]) -> KernelImage {
     }
 }
 
+/// How many bytes an ELF kernel must have at least, when that is more than the `length` of its file: a copy or a download
+/// that ended early. `None` for what is whole, and for other files. `head` is as for [`identify`].
+///
+/// Firecracker starts what is there, and the guest crashes before it says a word.
+pub fn cut_off(head: &[u8], length: u64) -> Option<u64> {
+    const HEADER: usize = 56;
+    const LOAD: u32 = 1;
+    let KernelImage::Elf64(_) = identify(head) else { return None };
+    let begin = read_u64(head, 32)?;
+    let count = u16::from_le_bytes([*head.get(56)?, *head.get(57)?]);
+    let mut needs = begin.saturating_add(u64::from(count) * HEADER as u64);
+    let headers = head.get(usize::try_from(begin).unwrap_or(usize::MAX)..).unwrap_or_default();
+    for header in headers.chunks_exact(HEADER).take(count.into()) {
+        if header.starts_with(&LOAD.to_le_bytes()) {
+            let (offset, size) = (read_u64(header, 8)?, read_u64(header, 32)?);
+            needs = needs.max(offset.saturating_add(size));
+        }
+    }
+    (needs > length).then_some(needs)
+}
+
+fn read_u64(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
 /// UTF-8 without control characters but for white space. The head may end within a character.
 fn is_text(head: &[u8]) -> bool {
     let text = match std::str::from_utf8(head) {
@@ -246,6 +271,21 @@ mod tests {
         let mut elf = Guest::ByteThenReset.elf();
         change(&mut elf);
         identify(&elf)
+    }
+
+    #[test]
+    fn an_elf_kernel_that_was_cut_off_is_seen_by_its_own_header() {
+        let elf = Guest::ByteThenReset.elf();
+        let whole = elf.len() as u64;
+        assert_eq!(cut_off(&elf[..HEAD_LEN.min(elf.len())], whole), None);
+        let needs = cut_off(&elf[..100], 100).unwrap();
+        assert!(100 < needs && needs <= whole, "{needs}");
+        assert!(cut_off(&elf[..HEAD_LEN.min(elf.len())], whole - 1).is_some(), "its last byte is code");
+        let mut absurd = elf.clone();
+        absurd[32..40].fill(0xff);
+        assert_eq!(cut_off(&absurd, whole), Some(u64::MAX));
+        assert_eq!(cut_off(b"\x7fELF", 4), None);
+        assert_eq!(cut_off(b"text", 4), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! First the text: JSON of Firecracker's fields, else there is nothing to check. Then all at once: what this Firecracker
 //! is too old for, what cannot work at all, and what this host lacks.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use smartvm_core::problem::{ProblemCode, Severity};
@@ -44,12 +45,16 @@ pub fn check_config(config: &Config, version: &Version, pci: bool) -> Result<Che
     let mut findings: Vec<Finding> = too_new(&vm, version, pci);
     findings.extend(ignored(&vm));
     findings.extend(validate_for(&spec, &target).into_iter().map(Finding::from));
+    let told: HashSet<String> = findings
+        .iter()
+        .filter(|finding| finding.is_error())
+        .filter_map(|finding| finding.path.clone())
+        .collect();
     for problem in check_host(&spec, &config.base, &target) {
         // One word about a field is enough.
-        let said = findings.iter().any(|said| said.is_error() && said.path.as_ref() == Some(&problem.path));
         // A vsock socket that a dead VMM left is removed before the start, as the API's is.
         let handled = problem.code == ProblemCode::UdsPathExists && !problem.is_error();
-        if !said && !handled {
+        if !told.contains(&problem.path) && !handled {
             findings.push(problem.into());
         }
     }
@@ -76,6 +81,8 @@ fn spec(vm: &VmConfig) -> Result<MachineSpec, Box<Finding>> {
 fn syntax(text: &str, error: ConfigError) -> Finding {
     let hint = if text.trim().is_empty() {
         "The file is empty: write the machine into it, as for `firecracker --config-file`.".to_owned()
+    } else if text.starts_with('\u{feff}') {
+        "The file begins with a byte order mark: save it as UTF-8 without one.".to_owned()
     } else if !text.trim_start().starts_with('{') {
         "The file must be one JSON object: { \"boot-source\": …, \"drives\": … }".to_owned()
     } else {
@@ -127,7 +134,9 @@ fn too_new(vm: &VmConfig, version: &Version, pci: bool) -> Vec<Finding> {
     for (index, pmem) in vm.pmem.iter().flatten().enumerate() {
         section(format!("pmem[{index}]"), pmem.requires());
     }
-    let named: Vec<Capability> = vm.requires().into_iter().filter(|one| !one.is_in(version)).collect();
+    // No Firecracker reads that section from a file, so none is too old for it.
+    let read = VmConfig { serial: None, ..vm.clone() };
+    let named: Vec<Capability> = read.requires().into_iter().filter(|one| !one.is_in(version)).collect();
     for capability in named {
         // What only the config as a whole knows (an inline CPU template).
         if !findings.iter().any(|finding| finding.what.starts_with(capability.what())) {
@@ -194,6 +203,24 @@ mod tests {
         }
         let old = found.iter().find(|finding| finding.code == "UNSUPPORTED_VERSION").unwrap();
         assert_eq!(old.path.as_deref(), Some("pmem[0]"));
+    }
+
+    #[test]
+    fn a_section_that_no_firecracker_reads_makes_none_too_old() {
+        let found = findings(serde_json::json!({
+            "boot-source": {"kernel_image_path": "vmlinux"}, "drives": [], "serial": {"serial_out_path": "s"},
+        }));
+        let of_serial = found
+            .iter()
+            .filter(|finding| finding.what.contains("serial") || finding.path.as_deref() == Some("serial"));
+        assert_eq!(of_serial.map(|finding| finding.code.as_str()).collect::<Vec<_>>(), ["IGNORED_SECTION"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_named() {
+        let config = Config::from_json("\u{feff}{}", "/");
+        let invalid = check_config(&config, &Version::new(1, 12, 1), false).unwrap_err();
+        assert!(invalid.findings[0].hint.contains("byte order mark"), "{invalid:?}");
     }
 
     #[test]

@@ -208,6 +208,9 @@ impl fmt::Display for InvalidConfig {
         let errors = self.errors();
         let problems = if errors == 1 { "a problem" } else { "problems" };
         match &self.file {
+            Some(file) if self.code() == Code::KvmUnavailable => {
+                write!(f, "this host cannot run the config {}", file.display())
+            }
             Some(file) => write!(f, "the config {} has {problems}", file.display()),
             None => write!(f, "the config has {problems}"),
         }

@@ -32,17 +32,19 @@ impl Directories {
 
     fn of(uid: u32, variable: impl Fn(&str) -> Option<PathBuf>) -> Self {
         let root = uid == 0;
-        let runtime = variable("SMARTVM_RUNTIME_DIR").unwrap_or_else(|| match variable("XDG_RUNTIME_DIR") {
+        // A relative one would be another place for each working directory; XDG says to ignore it.
+        let absolute = |name: &str| variable(name).filter(|path| path.is_absolute());
+        let runtime = variable("SMARTVM_RUNTIME_DIR").unwrap_or_else(|| match absolute("XDG_RUNTIME_DIR") {
             _ if root => "/run/smartvm".into(),
             Some(dir) => dir.join("smartvm"),
-            None => variable("TMPDIR").unwrap_or_else(|| "/tmp".into()).join(format!("smartvm-{uid}")),
+            None => absolute("TMPDIR").unwrap_or_else(|| "/tmp".into()).join(format!("smartvm-{uid}")),
         });
         let data = variable("SMARTVM_DATA_DIR").unwrap_or_else(|| {
             if root {
                 return "/var/lib/smartvm".into();
             }
-            let home = || variable("HOME").unwrap_or_else(|| "/".into()).join(".local/share");
-            variable("XDG_DATA_HOME").unwrap_or_else(home).join("smartvm")
+            let home = || absolute("HOME").unwrap_or_else(|| "/".into()).join(".local/share");
+            absolute("XDG_DATA_HOME").unwrap_or_else(home).join("smartvm")
         });
         Self { runtime, data }
     }
@@ -99,7 +101,8 @@ pub(crate) fn make_private(path: &Path) -> Result<PathBuf, DirectoryError> {
     let failed = |source| DirectoryError::Io { path: path.to_owned(), source };
     let path = std::path::absolute(path).map_err(failed)?;
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(failed)?;
+        // Whatever the umask: who may write above could put another directory in our place.
+        DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed)?;
     }
     match DirBuilder::new().mode(0o700).create(&path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
@@ -157,6 +160,9 @@ mod tests {
         assert_eq!(user.data, Path::new("/home/a/.local/share/smartvm"));
         let bare = of(1000, &[("TMPDIR", "/var/tmp"), ("XDG_DATA_HOME", "/d")]);
         assert_eq!(bare, Directories { runtime: "/var/tmp/smartvm-1000".into(), data: "/d/smartvm".into() });
+        let relative =
+            of(1000, &[("XDG_RUNTIME_DIR", "run"), ("TMPDIR", "tmp"), ("XDG_DATA_HOME", "d"), ("HOME", "h")]);
+        assert_eq!(relative, of(1000, &[]), "as if they were not set");
         let set = of(0, &[("SMARTVM_RUNTIME_DIR", "/r"), ("SMARTVM_DATA_DIR", "/d")]);
         assert_eq!(set, Directories { runtime: "/r".into(), data: "/d".into() });
     }
@@ -165,8 +171,16 @@ mod tests {
     fn a_new_directory_is_ours_alone_and_is_taken_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        make_private(&path).unwrap();
+        let umask = rustix::process::umask(rustix::fs::Mode::empty());
+        let made = make_private(&path);
+        rustix::process::umask(umask);
+        made.unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+        assert_eq!(
+            fs::metadata(dir.path().join("a")).unwrap().mode() & 0o022,
+            0,
+            "nor do others write above it"
+        );
         make_private(&path).unwrap();
     }
 

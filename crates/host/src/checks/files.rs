@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
-use smartvm_core::kernel_image::{HEAD_LEN, boots_on, identify};
+use smartvm_core::kernel_image::{HEAD_LEN, boots_on, cut_off, identify};
 use smartvm_core::problem::ProblemCode;
 use smartvm_core::spec::MachineSpec;
 use smartvm_core::target::FirecrackerVersion;
@@ -22,7 +22,9 @@ const SECTOR: u64 = 512;
 impl Checks<'_> {
     pub(super) fn kernel(&mut self, spec: &MachineSpec) {
         let field = "boot-source.kernel_image_path";
-        let Some((file, _)) = self.open(&spec.boot_source.kernel_image_path, field, false) else { return };
+        let Some((file, metadata)) = self.open(&spec.boot_source.kernel_image_path, field, false) else {
+            return;
+        };
         let mut head = Vec::with_capacity(HEAD_LEN);
         if let Err(error) = file.take(HEAD_LEN as u64).read_to_end(&mut head) {
             self.error(
@@ -35,6 +37,9 @@ impl Checks<'_> {
         }
         if let Err(fault) = boots_on(identify(&head), self.target.arch, self.target.version) {
             self.error(ProblemCode::KernelNotBootable, field, fault.to_string(), fault.hint());
+        } else if let Some(needs) = cut_off(&head, metadata.len()).filter(|_| metadata.is_file()) {
+            let what = format!("the kernel is cut off: {} bytes of at least {needs}", metadata.len());
+            self.error(ProblemCode::KernelNotBootable, field, what, "Copy or download it again.");
         }
     }
 
