@@ -62,6 +62,12 @@ pub enum DirectoryError {
         /// Why not.
         source: io::Error,
     },
+    /// Firecracker takes no arguments that are not UTF-8.
+    #[error("cannot use the directory {}: its path is not UTF-8, which Firecracker cannot take", path.display())]
+    NotUtf8 {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Others may change what lies in it, or it is not a directory of ours.
     #[error("the directory {} is not private: {problem}", path.display())]
     NotPrivate {
@@ -81,7 +87,7 @@ impl Explain for DirectoryError {
 
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Io { .. } => {
+            Self::Io { .. } | Self::NotUtf8 { .. } => {
                 "set SMARTVM_RUNTIME_DIR to a directory that this user can make and use".into()
             }
             Self::NotPrivate { remedy, .. } => remedy.clone(),
@@ -100,6 +106,9 @@ impl Explain for DirectoryError {
 pub(crate) fn make_private(path: &Path) -> Result<PathBuf, DirectoryError> {
     let failed = |source| DirectoryError::Io { path: path.to_owned(), source };
     let path = std::path::absolute(path).map_err(failed)?;
+    if path.to_str().is_none() {
+        return Err(DirectoryError::NotUtf8 { path });
+    }
     if let Some(parent) = path.parent() {
         // Whatever the umask: who may write above could put another directory in our place.
         DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed)?;
@@ -193,6 +202,15 @@ mod tests {
         let error = make_private(&path).unwrap_err();
         assert!(error.to_string().contains("mode 770"), "{error}");
         assert_eq!(error.hint().unwrap(), format!("chmod 700 {}", path.display()));
+    }
+
+    #[test]
+    fn a_directory_that_firecracker_cannot_be_told_is_refused_and_not_made() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(std::ffi::OsStr::from_bytes(b"x\xff"));
+        assert!(matches!(make_private(&path), Err(DirectoryError::NotUtf8 { .. })));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -5,11 +5,13 @@
 
 use std::env;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 use smartvm_core::bare_metal::{Guest, MIN_MEM_MIB, READY_BYTE};
 use smartvm_core::explain::Explain;
@@ -77,7 +79,8 @@ pub struct Diagnosis {
     pub linux_guests: LinuxGuests,
     /// The version of the Firecracker that was found.
     pub firecracker: Option<Version>,
-    /// Where it is.
+    /// Where it is. In JSON, what is not UTF-8 in it is replaced.
+    #[serde(serialize_with = "crate::record::readable")]
     pub firecracker_path: Option<PathBuf>,
 }
 
@@ -264,17 +267,16 @@ fn runtime_dir(directories: &Directories, host: &Result<Host, crate::directories
 
 /// Boots a guest of a few instructions and waits for its byte on the serial console.
 async fn trial(host: &Host, binary: &FirecrackerBinary) -> Result<Duration, String> {
-    let scratch =
-        Scratch::new(host).map_err(|error| format!("the trial guest cannot be written: {error}"))?;
-    let kernel = scratch.0.join("guest");
-    fs::write(&kernel, Guest::ByteThenIdle.elf())
+    // In memory, where nothing is left of it however we end.
+    let guest = in_memory(&Guest::ByteThenIdle.elf())
         .map_err(|error| format!("the trial guest cannot be written: {error}"))?;
+    let kernel = format!("/proc/{}/fd/{}", std::process::id(), guest.as_raw_fd());
     let json = serde_json::json!({
         "boot-source": {"kernel_image_path": kernel},
         "machine-config": {"vcpu_count": 1, "mem_size_mib": MIN_MEM_MIB.max(16)},
         "drives": [],
     });
-    let config = Config::from_json(json.to_string(), &scratch.0);
+    let config = Config::from_json(json.to_string(), "/");
     let checked = check_config(&config, &binary.version, false).map_err(|error| error.to_string())?;
     let begun = Instant::now();
     let booting = async {
@@ -318,23 +320,10 @@ fn trial_check(tried: Option<Result<Duration, String>>) -> Check {
     }
 }
 
-/// A directory for the trial's kernel, removed when it is dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(host: &Host) -> io::Result<Self> {
-        let path = host.runtime_dir().join(format!("trial-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "cannot remove");
-        }
-    }
+fn in_memory(contents: &[u8]) -> io::Result<fs::File> {
+    let mut file = fs::File::from(memfd_create("smartvm-trial", MemfdFlags::CLOEXEC)?);
+    file.write_all(contents)?;
+    Ok(file)
 }
 
 /// What stands behind the KVM device.

@@ -32,7 +32,11 @@ pub struct Record {
     pub config_file: Option<PathBuf>,
 }
 
-fn readable<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+/// A path for people, in JSON.
+pub(crate) fn readable<S: serde::Serializer>(
+    path: &Option<PathBuf>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     path.as_ref().map(|path| path.display().to_string()).serialize(serializer)
 }
 

@@ -391,18 +391,23 @@ async fn check(request: &RunRequest, firecracker: &FirecrackerBinary) -> Result<
 
 /// Firecracker before 1.14 does not make its log file, and says little of one that it cannot write.
 fn make_log(file: &Path) -> Result<(), Box<Report>> {
+    let opened = match file.to_str() {
+        Some(_) => open_log(file),
+        None => Err(std::io::Error::other("Firecracker takes only paths that are UTF-8")),
+    };
+    opened.map_err(|error| {
+        let what = format!("cannot write Firecracker's log to {}", file.display());
+        let mut report = Report::plain("HOST", what, Exit::Internal).because(&error);
+        report.hint = Some("give --log-file a file in a folder that this user may write to".into());
+        Box::new(report)
+    })
+}
+
+fn open_log(file: &Path) -> std::io::Result<()> {
     // Read and write, not waiting: a FIFO opens without its reader, as Firecracker opens it.
     let mut options = File::options();
     options.read(true).append(true).create(true).custom_flags(O_NONBLOCK);
-    match options.open(file) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let what = format!("cannot write Firecracker's log to {}", file.display());
-            let mut report = Report::plain("HOST", what, Exit::Internal).because(&error);
-            report.hint = Some("give --log-file a file in a folder that this user may write to".into());
-            Err(Box::new(report))
-        }
-    }
+    options.open(file).map(drop)
 }
 
 /// Firecracker panics on such a file that it cannot read. A pipe can be read only once, and so is left to it.
@@ -419,6 +424,10 @@ fn check_option(
         Box::new(report)
     };
     let readable = |error| refused(&error, "give a file that this user may read");
+    if file.to_str().is_none() {
+        let error = std::io::Error::from(std::io::ErrorKind::InvalidFilename);
+        return Err(refused(&error, "Firecracker takes only paths that are UTF-8: rename it"));
+    }
     let metadata = std::fs::metadata(file).map_err(readable)?;
     if metadata.is_dir() {
         return Err(readable(std::io::ErrorKind::IsADirectory.into()));

@@ -49,6 +49,7 @@ fn furnish(scene: &Scene) {
     scene.write("empty", "");
     scene.write("disk.img", vec![0; 1 << 20]);
     scene.write("bzimage", bzimage());
+    scene.write("cut-off", &Guest::ByteThenIdle.elf()[..100]);
     scene.write("vmlinux-aarch64", for_aarch64(Guest::ByteThenIdle.elf()));
     fs::create_dir(scene.path("dir")).unwrap();
     symlink("loop", scene.path("loop")).unwrap();

@@ -32,9 +32,7 @@ pub(super) fn check_vsock(spec: &MachineSpec, findings: &mut Findings) {
             ProblemCode::UdsPathTooLong,
             path,
             format!("the socket's path has {len} bytes"),
-            format!(
-                "Use at most {MAX_UDS_PATH} bytes, for example a path relative to the working directory."
-            ),
+            format!("Use at most {MAX_UDS_PATH} bytes, with the folder that a relative path starts from."),
         );
     }
 }
