@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use smartvm_firecracker::api::LogLevel;
+
 use crate::error::SpawnError;
 
 /// How to start one Firecracker. Made by [`Launch::new`], refined by its public fields.
@@ -141,37 +143,6 @@ pub struct LogOptions {
     pub show_level: bool,
     /// Print file and line of the call in each line.
     pub show_log_origin: bool,
-}
-
-/// How much Firecracker logs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogLevel {
-    /// Nothing.
-    Off,
-    /// What failed.
-    Error,
-    /// What may be wrong.
-    Warning,
-    /// Firecracker's default.
-    Info,
-    /// For its developers.
-    Debug,
-    /// For its developers.
-    Trace,
-}
-
-impl LogLevel {
-    /// The value of `--level`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "Off",
-            Self::Error => "Error",
-            Self::Warning => "Warning",
-            Self::Info => "Info",
-            Self::Debug => "Debug",
-            Self::Trace => "Trace",
-        }
-    }
 }
 
 /// The VMM's seccomp filter.

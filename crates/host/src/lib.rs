@@ -35,6 +35,7 @@ mod watcher;
 
 pub use binary::FirecrackerBinary;
 pub use error::{SpawnError, StopError};
-pub use launch::{ConsoleInput, Launch, Lifetime, LogLevel, LogOptions, Readiness, Seccomp};
+pub use launch::{ConsoleInput, Launch, Lifetime, LogOptions, Readiness, Seccomp};
 pub use output::{Chunk, Output, OutputReader};
+pub use smartvm_firecracker::api::LogLevel;
 pub use vmm::{Ended, Ladder, Rung, Timeline, Vmm};

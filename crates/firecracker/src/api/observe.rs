@@ -50,6 +50,18 @@ pub enum LogLevel {
 }
 
 impl LogLevel {
+    /// As Firecracker spells it, in JSON and for `--level`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "Off",
+            Self::Error => "Error",
+            Self::Warning => "Warning",
+            Self::Info => "Info",
+            Self::Debug => "Debug",
+            Self::Trace => "Trace",
+        }
+    }
+
     /// Reads a level as Firecracker does.
     pub fn parse(text: &str) -> Option<Self> {
         let level = match text.to_ascii_lowercase().as_str() {
