@@ -13,6 +13,7 @@ mod keys;
 mod marks;
 mod owner;
 mod relay;
+mod streams;
 mod wire;
 
 use std::ffi::OsStr;

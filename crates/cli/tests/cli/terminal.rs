@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::tcgetattr;
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use smartvm_core::bare_metal::Guest;
 
 use crate::scene::{PATIENCE, Running, Scene, contains, is_alive, is_waiting_to_write, state, wait_until};
@@ -187,6 +187,26 @@ fn a_suspended_front_has_the_terminal_as_before_and_raw_again_when_it_goes_on() 
     let (status, screen) = console.end();
     assert_eq!(status, Some(0));
     assert!(screen.contains("Son"), "{screen:?}");
+}
+
+#[test]
+fn a_front_that_was_stopped_without_being_asked_is_raw_again_when_it_goes_on() {
+    let scene = Scene::new();
+    let mut console = Console::open(&mut scene.run(Guest::Echo));
+    let before = tcgetattr(&console.tty).unwrap();
+    console.run.await_output("S");
+    let raw = settings(&console.tty);
+    console.run.signal(Signal::STOP);
+    let pid = console.run.pid();
+    wait_until("it is stopped", PATIENCE, || {
+        state(&std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap()) == Some('T')
+    });
+    // As the shell does for its prompt.
+    tcsetattr(&console.tty, OptionalActions::Now, &before).unwrap();
+    console.run.signal(Signal::CONT);
+    wait_until("it is raw again", PATIENCE, || settings(&console.tty) == raw);
+    console.type_in(b"\x04");
+    assert_eq!(console.end().0, Some(0));
 }
 
 #[test]
