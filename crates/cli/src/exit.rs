@@ -31,6 +31,8 @@ pub(crate) enum Exit {
 pub(crate) const HANG_UP: u8 = 1;
 /// SIGINT, Ctrl-C.
 pub(crate) const INTERRUPT: u8 = 2;
+/// SIGQUIT: kill the machine.
+const QUIT: u8 = 3;
 /// SIGKILL: the machine was killed on request.
 pub(crate) const KILL: u8 = 9;
 /// SIGPIPE: whoever read our standard output is gone.
@@ -53,7 +55,7 @@ Exit status:
   129  of `run`: stopped on SIGHUP (the terminal is gone)
   130  of `run`: stopped on Ctrl-C or SIGINT
   137  of `run`: killed on request (second Ctrl-C, escape sequence, `stop --kill`)
-  141  of `run`: stopped because standard output was closed
+  141  of `run`: stopped because standard output was closed, or its disk is full
   143  of `run`: stopped on SIGTERM (`smartvm stop`)";
 
 impl Exit {
@@ -69,6 +71,15 @@ impl Exit {
             Self::MachineUnavailable => 7,
             Self::NotReleased => 8,
             Self::Signal(number) => 128 + number,
+        }
+    }
+
+    /// The end of a run that was asked for with this signal.
+    pub(crate) fn on_signal(number: i32) -> Option<Self> {
+        match u8::try_from(number) {
+            Ok(number @ (HANG_UP | INTERRUPT | TERMINATE)) => Some(Self::Signal(number)),
+            Ok(QUIT) => Some(Self::Signal(KILL)),
+            _ => None,
         }
     }
 

@@ -122,8 +122,10 @@ impl Host {
         let until = Instant::now() + patience;
         let unheard = Instant::now() + Duration::from_secs(5);
         loop {
-            if self.released(known) {
-                return Ok(());
+            match self.released(known) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(why) => return Err(StopFailed::Leftover { id, path: known.dir.clone(), why }),
             }
             let now = Instant::now();
             if kill && now >= unheard {
@@ -138,12 +140,18 @@ impl Host {
     }
 
     /// Whether nothing of this machine is left, or could be released now that its owner is dead.
-    fn released(&self, known: &Known) -> bool {
+    fn released(&self, known: &Known) -> Result<bool, String> {
         match self.machine(&known.record.id) {
-            Err(_) => !known.dir.exists() || gc::release_leftover(self, &known.dir).is_ok(),
+            // Its owner may be removing it just now.
+            Err(_) => Ok(!known.dir.exists() || gc::release_leftover(self, &known.dir).is_ok()),
             // Somebody has started another one of this name.
-            Ok(now) if now.record.owner != known.record.owner => true,
-            Ok(now) => !now.alive && gc::release_leftover(self, &known.dir).is_ok(),
+            Ok(now) if now.record.owner != known.record.owner => Ok(true),
+            Ok(now) if now.alive => Ok(false),
+            Ok(_) => match gc::release_leftover(self, &known.dir) {
+                Ok(()) => Ok(true),
+                Err(gc::Kept::Busy) => Ok(false),
+                Err(gc::Kept::Failed(why)) => Err(why),
+            },
         }
     }
 
@@ -200,6 +208,16 @@ pub enum StopFailed {
         /// Why not.
         source: io::Error,
     },
+    /// Its owner is dead, and what it left cannot be released.
+    #[error("machine `{id}`: what its dead owner left in {} cannot be released: {why}", path.display())]
+    Leftover {
+        /// The machine.
+        id: MachineId,
+        /// Its directory.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// It is still there.
     #[error("machine `{id}`: its owner, process {pid}, has not released it within {patience:?}")]
     StillThere {
@@ -215,7 +233,7 @@ pub enum StopFailed {
 impl Explain for StopFailed {
     fn code(&self) -> Code {
         match self {
-            Self::Signal { .. } => Code::Host,
+            Self::Signal { .. } | Self::Leftover { .. } => Code::Host,
             Self::StillThere { .. } => Code::StopTimeout,
         }
     }
@@ -223,6 +241,7 @@ impl Explain for StopFailed {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Signal { pid, .. } => format!("only root and the user of process {pid} may do so"),
+            Self::Leftover { path, .. } => format!("see what keeps {} from being removed", path.display()),
             Self::StillThere { id, .. } => format!("end it at once: smartvm stop {id} --kill"),
         })
     }
@@ -230,6 +249,7 @@ impl Explain for StopFailed {
     fn happened(&self) -> Happened {
         match self {
             Self::Signal { .. } => Happened::NeverStarted,
+            Self::Leftover { .. } => Happened::Failed,
             Self::StillThere { .. } => Happened::Unknown,
         }
     }

@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Child, ExitCode};
+use std::process::{Child, ExitCode, ExitStatus};
 use std::time::Duration;
 
 use smartvm::MachineId;
@@ -20,20 +21,49 @@ use super::wire::{
 };
 use crate::arguments::RunArguments;
 use crate::exit::{self, Exit};
-use crate::report::{Printer, Report, json_line};
+use crate::report::{Printer, Problem, Report, json_line};
 
 /// Everything on the user's side of a run.
 pub(crate) struct Front {
-    pub(crate) arguments: RunArguments,
-    pub(crate) request: RunRequest,
-    pub(crate) terminal: Option<Terminal<BorrowedFd<'static>>>,
-    pub(crate) printer: Printer,
+    arguments: RunArguments,
+    request: RunRequest,
+    terminal: Option<Terminal<BorrowedFd<'static>>>,
+    printer: Printer,
     /// The owner, when it is a process of its own.
-    pub(crate) child: Option<Child>,
+    child: Option<Child>,
     /// Why standard output took no more, when its reader had not just gone.
-    pub(crate) output_error: Option<Report>,
+    output_error: Option<Report>,
     /// Whether the user did not wait for the rest of the console.
-    pub(crate) in_haste: bool,
+    in_haste: bool,
+    /// What may not be meant so in the config.
+    warnings: Vec<Problem>,
+    /// How many bytes of the console were not taken in time.
+    lost_bytes: u64,
+    /// Whether the owner listens.
+    ready: bool,
+}
+
+impl Front {
+    pub(crate) fn new(
+        arguments: RunArguments,
+        request: RunRequest,
+        terminal: Option<Terminal<BorrowedFd<'static>>>,
+        printer: Printer,
+        child: Option<Child>,
+    ) -> Self {
+        Self {
+            arguments,
+            request,
+            terminal,
+            printer,
+            child,
+            output_error: None,
+            in_haste: false,
+            warnings: Vec::new(),
+            lost_bytes: 0,
+            ready: false,
+        }
+    }
 }
 
 /// The status to exit with.
@@ -98,20 +128,29 @@ impl Front {
                 biased;
                 message = from_owner.next::<ToFront>() => match message {
                     None => return Outcome::OwnerGone,
-                    Some(ToFront::Ready { .. }) => self.enter_raw(),
+                    Some(ToFront::Ready { .. }) => {
+                        self.ready = true;
+                        self.enter_raw();
+                    }
                     Some(ToFront::Started { id, warnings }) => {
-                        if !warnings.is_empty() {
+                        if !warnings.is_empty() && !self.printer.json {
                             self.say_in_raw(|printer| printer.warnings(&warnings, true));
                         }
+                        self.warnings = warnings;
                         if self.arguments.detach {
                             session.to_owner.send(&ToOwner::Detach).await;
                         } else {
                             tracing::info!(%id, "runs");
                         }
                     }
-                    Some(ToFront::Lost { bytes }) => self.say_in_raw(|printer| {
-                        printer.note(&format!("{bytes} bytes of the console are missing: nobody took them in time"));
-                    }),
+                    Some(ToFront::Lost { bytes }) => {
+                        self.lost_bytes += bytes;
+                        if !self.printer.json {
+                            self.say_in_raw(|printer| {
+                                printer.note(&format!("{bytes} bytes of the console are missing: nobody took them in time"));
+                            });
+                        }
+                    }
                     Some(ToFront::Detached { id, pid, console_log }) => {
                         return Outcome::Detached(format!(
                             "machine `{id}` runs on in the background, owned by process {pid}\n  console: {}\n     stop: smartvm stop {id}",
@@ -238,7 +277,9 @@ impl Front {
             Outcome::Ended(end) if self.in_haste && self.terminal.is_some() => Status(end.exit_status),
             Outcome::Detached(text, id) => {
                 if self.printer.json {
-                    let line = serde_json::json!({"id": id, "how": "detached", "exit_status": 0});
+                    let line = serde_json::json!({
+                        "id": id, "how": "detached", "exit_status": 0, "warnings": self.warnings,
+                    });
                     let _ = io::stderr().write_all(json_line(&line).as_bytes());
                 } else {
                     self.printer.note(&text);
@@ -256,6 +297,7 @@ impl Front {
                     }
                     end.error = Some(Report { exit_status: end.exit_status, ..report });
                 }
+                (end.warnings, end.lost_bytes) = (std::mem::take(&mut self.warnings), self.lost_bytes);
                 if self.printer.json {
                     let _ = io::stderr().write_all(json_line(&end).as_bytes());
                 } else {
@@ -264,7 +306,21 @@ impl Front {
                 Status(end.exit_status)
             }
             Outcome::OwnerGone => {
-                let how = self.reap();
+                let status = self.reap();
+                // Ctrl-C in its first milliseconds reaches it as it reaches us.
+                if let Some(number) = status.and_then(|status| status.signal()).filter(|_| !self.ready)
+                    && let Some(exit) = Exit::on_signal(number)
+                {
+                    let how = "stopped before the guest ran".to_owned();
+                    let (id, exit_status) = (self.arguments.id.clone(), exit.status());
+                    return self.tell(Outcome::Ended(Box::new(End {
+                        id,
+                        how,
+                        exit_status,
+                        ..End::default()
+                    })));
+                }
+                let how = status.map_or_else(String::new, |status| format!(" ({status})"));
                 let mut report = Report::plain(
                     "HOST",
                     format!("the machine's owner ended unexpectedly{how}"),
@@ -291,11 +347,9 @@ impl Front {
     }
 
     /// The owner has said its last word, or lost its voice: it ends in a moment.
-    fn reap(&mut self) -> String {
-        match self.child.take().map(|mut child| child.wait()) {
-            Some(Ok(status)) if !status.success() => format!(" ({status})"),
-            _ => String::new(),
-        }
+    fn reap(&mut self) -> Option<ExitStatus> {
+        let status = self.child.take()?.wait().ok()?;
+        (!status.success()).then_some(status)
     }
 }
 

@@ -60,8 +60,7 @@ pub(crate) async fn run(arguments: RunArguments, verbose: u8, printer: &Printer)
             return Exit::Internal.into();
         }
     };
-    let front =
-        Front { arguments, request, terminal, printer: *printer, child, output_error: None, in_haste: false };
+    let front = Front::new(arguments, request, terminal, *printer, child);
     front.run(control, data).await.into()
 }
 

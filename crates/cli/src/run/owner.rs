@@ -223,7 +223,18 @@ impl Owner {
 
 fn cancelled(id: Option<smartvm::MachineId>, exit: Exit) -> Over {
     let how = "stopped before the guest ran".into();
-    Over { end: End { id, how, exit_status: exit.status(), error: None, timeline: None }, relay: None }
+    Over {
+        end: End {
+            id,
+            how,
+            exit_status: exit.status(),
+            error: None,
+            timeline: None,
+            warnings: Vec::new(),
+            lost_bytes: 0,
+        },
+        relay: None,
+    }
 }
 
 /// The machine and what was asked of it.
@@ -281,7 +292,15 @@ impl Life {
                 ("the machine could not be stopped".to_owned(), Exit::NotReleased, Some(Report::of(&error)))
             }
         };
-        End { id, how, exit_status: exit.status(), error, timeline: Some(timeline) }
+        End {
+            id,
+            how,
+            exit_status: exit.status(),
+            error,
+            timeline: Some(timeline),
+            warnings: Vec::new(),
+            lost_bytes: 0,
+        }
     }
 
     fn ended(&self, released: &Released) -> (String, Exit, Option<Report>) {

@@ -81,9 +81,14 @@ pub(crate) async fn input(mut data: OwnedReadHalf, guest: OwnedFd) {
 
 /// Firecracker's log, line by line, to ours.
 pub(crate) async fn log(mut diagnostics: OutputReader) {
+    /// A longer line is told in pieces.
+    const LONGEST: usize = 64 * 1024;
     let mut rest = Vec::new();
     while let Some(chunk) = diagnostics.next().await {
         rest.extend(chunk.bytes);
+        if rest.len() > LONGEST && !rest.contains(&b'\n') {
+            rest.push(b'\n');
+        }
         while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
             tracing::info!(target: "firecracker", "{}", String::from_utf8_lossy(&line).trim_end());

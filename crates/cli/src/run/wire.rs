@@ -120,7 +120,7 @@ pub(crate) enum ToFront {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct End {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) id: Option<MachineId>,
@@ -131,6 +131,17 @@ pub(crate) struct End {
     pub(crate) error: Option<Report>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) timeline: Option<Timeline>,
+    /// What may not be meant so in the config; in JSON only, as text they are told at the start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) warnings: Vec<Problem>,
+    /// How many bytes of the console are missing on standard output.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) lost_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl End {
@@ -141,6 +152,8 @@ impl End {
             exit_status: report.exit_status,
             error: Some(report),
             timeline: None,
+            warnings: Vec::new(),
+            lost_bytes: 0,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Everything but `run`.
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use smartvm_core::bare_metal::Guest;
 
@@ -166,4 +166,27 @@ fn a_name_in_a_config_has_no_hold_on_the_terminal() {
     let output = scene.output(&["check", "--config-file", config.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(3));
     assert!(!output.stderr.iter().any(|&byte| byte < b' ' && byte != b'\n'), "{}", text(&output.stderr));
+}
+
+#[test]
+fn what_a_dead_owner_left_and_cannot_be_released_is_told_at_once() {
+    let scene = Scene::new();
+    scene.output(&["ps"]);
+    // A lock that is a directory: nobody can take it.
+    std::fs::create_dir_all(scene.path("run/machines/stuck/lock")).unwrap();
+    let owner = serde_json::json!({"pid": 1, "start_time": 0, "boot_id": "of another boot"});
+    let record = serde_json::json!({"id": "stuck", "owner": owner, "created": 1, "firecracker": "1.12.1"});
+    scene.write("run/machines/stuck/machine.json", record.to_string());
+    let output = scene.output(&["stop", "stuck", "--timeout", "3600"]);
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(said.contains("dead owner") && said.contains("run/machines/stuck"), "{said}");
+}
+
+#[test]
+fn warnings_are_part_of_the_one_document_that_a_run_ends_with() {
+    let scene = Scene::new();
+    let output = scene.run(Guest::ByteThenReset).arg("--json").stdin(Stdio::null()).output().unwrap();
+    let end: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(end["warnings"][0]["code"], "NO_ROOT_DEVICE", "{end}");
 }
