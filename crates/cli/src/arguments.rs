@@ -55,7 +55,7 @@ pub(crate) enum Command {
 
 /// Boot a machine from an ordinary Firecracker config file, with its console on this terminal.
 ///
-/// Relative paths in the file start from its own folder. The guest's serial console is connected to standard input and
+/// Relative paths in the file start from its own folder (from the current one when it is /dev/stdin). The guest's serial console is connected to standard input and
 /// output: byte for byte, through pipes too. smartvm's own words go to standard error.
 ///
 /// On a terminal, Ctrl-C stops the machine (Ctrl+Alt+Del for the guest, then SIGTERM and SIGKILL for Firecracker), and a

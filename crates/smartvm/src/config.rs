@@ -22,14 +22,19 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a config file. Relative paths in it mean its own folder.
+    /// Reads a config file. Relative paths in it mean its own folder; the current one when it comes through a pipe, as
+    /// `/dev/stdin` or `/proc/self/fd/3` does.
     ///
     /// # Errors
     /// It cannot be read, or is no text of a possible size.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let failed = |problem, source| ConfigError { path: path.to_owned(), problem, source };
         let file = std::path::absolute(path).map_err(|source| failed(Unreadable::Io, Some(source)))?;
-        let base = file.parent().unwrap_or(Path::new("/")).to_owned();
+        let base = if file.starts_with("/dev") || file.starts_with("/proc") {
+            std::env::current_dir().map_err(|source| failed(Unreadable::Io, Some(source)))?
+        } else {
+            file.parent().unwrap_or(Path::new("/")).to_owned()
+        };
         let bytes = read(&file).map_err(|(problem, source)| failed(problem, source))?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let valid = error.utf8_error().valid_up_to();
@@ -249,6 +254,16 @@ mod tests {
         std::fs::write(&path, "{}").unwrap();
         let config = Config::load(&path).unwrap();
         assert_eq!((config.text.as_str(), config.base.as_path()), ("{}", dir.path()));
+    }
+
+    #[test]
+    fn a_config_from_a_pipe_means_the_current_folder() {
+        use std::os::fd::AsRawFd;
+        let (reader, mut writer) = io::pipe().unwrap();
+        io::Write::write_all(&mut writer, b"{}").unwrap();
+        drop(writer);
+        let config = Config::load(Path::new(&format!("/proc/self/fd/{}", reader.as_raw_fd()))).unwrap();
+        assert_eq!((config.text.as_str(), config.base), ("{}", std::env::current_dir().unwrap()));
     }
 
     #[test]
