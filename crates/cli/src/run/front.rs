@@ -143,14 +143,8 @@ impl Front {
                             tracing::info!(%id, "runs");
                         }
                     }
-                    Some(ToFront::Lost { bytes }) => {
-                        self.lost_bytes += bytes;
-                        if !self.printer.json {
-                            self.say_in_raw(|printer| {
-                                printer.note(&format!("{bytes} bytes of the console are missing: nobody took them in time"));
-                            });
-                        }
-                    }
+                    // Told at the end: a terminal that is behind already would make us wait, deaf to keys.
+                    Some(ToFront::Lost { bytes }) => self.lost_bytes += bytes,
                     Some(ToFront::Detached { id, pid, console_log }) => {
                         return Outcome::Detached(format!(
                             "machine `{id}` runs on in the background, owned by process {pid}\n  console: {}\n     stop: smartvm stop {id}",
@@ -340,6 +334,10 @@ impl Front {
             self.printer.note(&end.how);
         } else {
             tracing::info!(how = end.how, "ended");
+        }
+        if self.lost_bytes > 0 {
+            let lost = self.lost_bytes;
+            self.printer.note(&format!("{lost} bytes of the console are missing: nobody took them in time"));
         }
         if let Some(timeline) = &end.timeline {
             let _ = io::stderr().write_all(timeline.table().as_bytes());
