@@ -75,8 +75,8 @@ pub(crate) struct RunArguments {
     /// Put the machine into the background as soon as it runs.
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Tell at the end when the start reached what.
-    #[arg(long)]
+    /// Tell at the end when the start reached what. Nobody is there to be told with `--detach`.
+    #[arg(long, conflicts_with = "detach")]
     pub(crate) timeline: bool,
     /// Tell in the timeline when this text first appeared on the console (repeatable).
     #[arg(long, value_name = "TEXT", requires = "timeline")]

@@ -138,6 +138,9 @@ pub(crate) struct Printer {
     pub(crate) colour: bool,
 }
 
+/// How many problems of a config are told as text: more than a person reads at once.
+const MOST_PROBLEMS: usize = 100;
+
 impl Printer {
     /// Tells an error.
     pub(crate) fn error(&self, report: &Report) {
@@ -169,8 +172,11 @@ impl Printer {
         for cause in &report.causes {
             text += &labelled("  cause: ", cause);
         }
-        for problem in &report.problems {
+        for problem in report.problems.iter().take(MOST_PROBLEMS) {
             text += &self.problem(problem, "  ");
+        }
+        if let more @ 1.. = report.problems.len().saturating_sub(MOST_PROBLEMS) {
+            text += &labelled("  and: ", &format!("{more} more problems, all of which --json lists"));
         }
         if let Some(hint) = &report.hint {
             text += &labelled("   hint: ", hint);
@@ -247,6 +253,24 @@ mod tests {
         let expected = "error[PROCESS_EXITED]: machine `a` did not start\n  cause: Firecracker exited\n   \
                         hint: do\n         this\n    log: last \u{fffd}[1mline\n";
         assert_eq!(PLAIN.text(&report), expected);
+    }
+
+    #[test]
+    fn more_problems_than_a_person_reads_are_counted() {
+        let problem = Problem {
+            code: "BAD_MAC".into(),
+            severity: "error".into(),
+            path: None,
+            line: None,
+            column: None,
+            what: "no".into(),
+            hint: String::new(),
+        };
+        let mut report = Report::plain("INVALID_CONFIG", "no", Exit::InvalidConfig);
+        report.problems = vec![problem; MOST_PROBLEMS + 3];
+        let text = PLAIN.text(&report);
+        assert_eq!(text.lines().count(), 1 + MOST_PROBLEMS + 1);
+        assert!(text.ends_with("  and: 3 more problems, all of which --json lists\n"), "{text}");
     }
 
     #[test]
