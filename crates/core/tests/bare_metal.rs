@@ -21,7 +21,9 @@ use smartvm_core::bare_metal::{END_OF_TRANSMISSION, Guest, MIN_MEM_MIB, READY_BY
 use tempfile::TempDir;
 
 /// Far more than any of these steps takes, on a machine that also compiles.
-const PATIENCE: Duration = Duration::from_secs(30);
+fn patience() -> Duration {
+    smartvm_lab::patience(Duration::from_secs(30))
+}
 
 /// One Firecracker with one tiny guest; killed when dropped.
 struct Vmm {
@@ -77,7 +79,7 @@ impl Vmm {
     /// The next `count` bytes of the console.
     fn read(&self, count: usize) -> Vec<u8> {
         (0..count)
-            .map(|_| self.console.recv_timeout(PATIENCE).expect("another console byte in time"))
+            .map(|_| self.console.recv_timeout(patience()).expect("another console byte in time"))
             .collect()
     }
 
@@ -85,7 +87,7 @@ impl Vmm {
     fn read_to_end(&self) -> Vec<u8> {
         let mut all = Vec::new();
         loop {
-            match self.console.recv_timeout(PATIENCE) {
+            match self.console.recv_timeout(patience()) {
                 Ok(byte) => all.push(byte),
                 Err(RecvTimeoutError::Disconnected) => return all,
                 Err(RecvTimeoutError::Timeout) => panic!("the console was not closed in time"),
@@ -127,7 +129,7 @@ impl Vmm {
     }
 
     fn exit_status(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         // The console's end comes first, so this hardly ever goes round.
         self.read_to_end();
         loop {

@@ -18,6 +18,7 @@ pub mod workspace;
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Packages of Debian and Ubuntu that the lab needs on this machine, and what for.
 ///
@@ -61,6 +62,17 @@ pub fn firecracker() -> PathBuf {
 /// When there is none.
 pub fn jailer() -> PathBuf {
     find("SMARTVM_JAILER", "jailer")
+}
+
+/// The variable that the emulated host sets for the tests in it.
+pub(crate) const EMULATED: &str = "SMARTVM_EMULATED";
+
+/// How long a test may wait: `here` on a machine's own processor, ten times as long on the emulated host, where a
+/// start takes about that much longer.
+///
+/// For bounds that end a test which would hang, and for those that the product promises to keep on real machines.
+pub fn patience(here: Duration) -> Duration {
+    if env::var_os(EMULATED).is_some() { here * 10 } else { here }
 }
 
 fn find(variable: &str, name: &str) -> PathBuf {

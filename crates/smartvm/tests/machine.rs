@@ -62,7 +62,7 @@ fn is_alive(pid: i32) -> bool {
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "never: {what}");
+        assert!(begun.elapsed() < smartvm_lab::patience(Duration::from_secs(20)), "never: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

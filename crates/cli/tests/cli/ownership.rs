@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use smartvm_core::bare_metal::Guest;
 
-use crate::scene::{PATIENCE, Running, Scene, is_alive, wait_until};
+use crate::scene::{Running, Scene, is_alive, patience, wait_until};
 
 #[test]
 fn a_killed_owner_takes_its_vmm_along_and_gc_removes_the_rest() {
@@ -18,7 +18,7 @@ fn a_killed_owner_takes_its_vmm_along_and_gc_removes_the_rest() {
     let vmm = scene.vmms()[0];
     run.signal(Signal::KILL);
     run.child.wait().unwrap();
-    wait_until("its VMM is dead", Duration::from_secs(1), || !is_alive(vmm));
+    wait_until("its VMM is dead", smartvm_lab::patience(Duration::from_secs(1)), || !is_alive(vmm));
     assert_eq!(scene.machines(), ["orphan"], "nobody was left to remove it");
 
     let looked = scene.output(&["gc", "--dry-run"]);
@@ -94,7 +94,7 @@ fn a_vmm_that_nobody_wrote_down_is_found_by_its_directory() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    wait_until("it listens", PATIENCE, || dir.join("api.sock").exists());
+    wait_until("it listens", patience(), || dir.join("api.sock").exists());
     let gc = scene.output(&["gc", "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&gc.stdout).unwrap();
     assert_eq!(report["released"], serde_json::json!([{"id": "lost", "vmms": [vmm.id()]}]));

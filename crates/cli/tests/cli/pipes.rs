@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use smartvm_core::bare_metal::Guest;
 
-use crate::scene::{PATIENCE, Running, Scene, contains, is_waiting_to_write, wait_until};
+use crate::scene::{Running, Scene, contains, is_waiting_to_write, patience, wait_until};
 
 #[test]
 fn a_guest_that_ends_by_itself_gives_its_bytes_and_status_0() {
@@ -62,7 +62,7 @@ fn ctrl_alt_del_comes_first_so_that_the_guest_ends_in_order() {
     let (status, _, said) = run.end();
     assert_eq!(status.code(), Some(130), "{said}");
     assert!(said.contains(r#""how":"stopped by Ctrl+Alt+Del""#), "{said}");
-    assert!(begun.elapsed() < Duration::from_secs(5), "no rung had to time out");
+    assert!(begun.elapsed() < smartvm_lab::patience(Duration::from_secs(5)), "no rung had to time out");
     scene.assert_clean();
 }
 
@@ -82,11 +82,16 @@ fn a_guest_that_is_deaf_is_stopped_when_its_time_is_over() {
 #[test]
 fn a_second_interrupt_kills() {
     let scene = Scene::new();
-    let mut run = Running::start(scene.run(Guest::IgnoreCtrlAltDel).args(["--stop-timeout", "3600"]));
+    let log = scene.path("log");
+    let mut run = scene.run(Guest::IgnoreCtrlAltDel);
+    run.args(["--stop-timeout", "3600", "--log-level", "info", "--log-file"]).arg(&log);
+    let mut run = Running::start(&mut run);
     run.await_output("S");
     run.signal(Signal::INT);
-    // The first must be taken as one of its own: two at once are one to the kernel.
-    wait_until("the first signal is taken", PATIENCE, || !is_pending(run.pid(), Signal::INT));
+    // Two at once are one, to the kernel and to who takes them: the first must have had its effect.
+    wait_until("the guest is asked", patience(), || {
+        std::fs::read(&log).is_ok_and(|log| contains(&log, b"SendCtrlAltDel"))
+    });
     run.signal(Signal::INT);
     let (status, _, said) = run.end();
     assert_eq!(status.code(), Some(137), "{said}");
@@ -160,7 +165,7 @@ fn a_reader_that_stalls_keeps_no_stop_from_getting_through() {
         .spawn()
         .unwrap();
     let stdout = child.stdout.take().unwrap();
-    wait_until("it runs", PATIENCE, || contains(&scene.output(&["ps"]).stdout, b"running"));
+    wait_until("it runs", patience(), || contains(&scene.output(&["ps"]).stdout, b"running"));
     let stopped = scene.output(&["stop", "stalled", "--timeout", "20"]);
     assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");
     scene.assert_clean();
@@ -236,7 +241,7 @@ fn a_guest_that_reads_nothing_holds_up_its_input_and_not_a_stop() {
     let mut input = run.child.stdin.take().unwrap();
     // Far more than all pipes and sockets on the way hold: this write ends only with the run.
     let writer = std::thread::spawn(move || input.write_all(&vec![b'x'; 16 << 20]).is_err());
-    wait_until("the way is full", PATIENCE, || is_waiting_to_write(run.pid()));
+    wait_until("the way is full", patience(), || is_waiting_to_write(run.pid()));
     run.signal(Signal::TERM);
     assert_eq!(run.end().0.code(), Some(143));
     assert!(writer.join().unwrap(), "the rest was never taken");
@@ -286,7 +291,7 @@ fn a_config_that_does_not_come_holds_up_no_signal() {
         let mut run = Running::start(scene.smartvm().arg("run").args(detach).arg("--config-file").arg(&fifo));
         // Opening for writing succeeds once somebody reads.
         let mut writer = None;
-        wait_until("it opens the FIFO", PATIENCE, || {
+        wait_until("it opens the FIFO", patience(), || {
             writer = rustix::fs::open(&fifo, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok();
             writer.is_some()
         });
@@ -346,7 +351,7 @@ fn a_second_sigterm_asks_for_the_same_once_more() {
     run.await_output("S");
     for signal in [Signal::TERM, Signal::TERM, Signal::HUP] {
         run.signal(signal);
-        wait_until("the signal is taken", PATIENCE, || !is_pending(run.pid(), signal));
+        wait_until("the signal is taken", patience(), || !is_pending(run.pid(), signal));
     }
     let (status, _, said) = run.end();
     assert_eq!(status.code(), Some(143), "{said}");
@@ -381,8 +386,8 @@ fn a_slow_reader_gets_every_byte_of_a_guest_that_has_ended() {
     let text = "x".repeat(300_000);
     let mut run = scene.run(Guest::Message(&text));
     let mut child = run.args(["--id", "slow"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    wait_until("it runs", PATIENCE, || !scene.vmms().is_empty());
-    wait_until("it has ended", PATIENCE, || scene.vmms().is_empty() && scene.machines().is_empty());
+    wait_until("it runs", patience(), || !scene.vmms().is_empty());
+    wait_until("it has ended", patience(), || scene.vmms().is_empty() && scene.machines().is_empty());
     let mut came = Vec::new();
     std::io::Read::read_to_end(&mut child.stdout.take().unwrap(), &mut came).unwrap();
     assert_eq!((child.wait().unwrap().code(), came.len()), (Some(0), text.len()));

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use smartvm_core::bare_metal::Guest;
 
 /// Generous: tests wait for events, this only ends a test that would hang.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) fn patience() -> Duration {
+    smartvm_lab::patience(Duration::from_secs(30))
+}
 
 /// A directory of its own for one test, with a runtime directory in it.
 pub(crate) struct Scene {
@@ -191,7 +193,7 @@ impl Running {
 
     /// Reads output until this text has come.
     pub(crate) fn await_output(&mut self, text: &str) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience();
         while !contains(&self.seen, text.as_bytes()) {
             match self.output.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.seen.extend(bytes),
@@ -204,7 +206,7 @@ impl Running {
 
     /// Waits for the end: the status, all of the output, all of standard error.
     pub(crate) fn end(&mut self) -> (ExitStatus, Vec<u8>, String) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience();
         loop {
             match self.output.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.seen.extend(bytes),

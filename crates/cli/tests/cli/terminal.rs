@@ -10,7 +10,7 @@ use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use smartvm_core::bare_metal::Guest;
 
-use crate::scene::{PATIENCE, Running, Scene, contains, is_alive, is_waiting_to_write, state, wait_until};
+use crate::scene::{Running, Scene, contains, is_alive, is_waiting_to_write, patience, state, wait_until};
 
 /// A pseudo-terminal with `smartvm run` on it.
 struct Console {
@@ -47,7 +47,7 @@ impl Console {
     /// Waits for the end of the command, though the terminal stays open: its status and all that was on the screen.
     fn end(&mut self) -> (Option<i32>, String) {
         let mut status = None;
-        wait_until("it ends", PATIENCE, || {
+        wait_until("it ends", patience(), || {
             status = self.run.child.try_wait().unwrap();
             status.is_some()
         });
@@ -147,10 +147,10 @@ fn a_front_that_is_killed_leaves_a_restored_terminal_and_no_machine() {
         console.run.await_output("S");
         console.run.signal(Signal::KILL);
         console.run.child.wait().unwrap();
-        wait_until("the owner gives the terminal back", PATIENCE, || {
+        wait_until("the owner gives the terminal back", patience(), || {
             settings(&console.tty) == console.settings_before
         });
-        wait_until("the owner stops the machine", PATIENCE, || {
+        wait_until("the owner stops the machine", patience(), || {
             scene.machines().is_empty() && scene.vmms().is_empty()
         });
         scene.assert_clean();
@@ -177,12 +177,12 @@ fn a_suspended_front_has_the_terminal_as_before_and_raw_again_when_it_goes_on() 
     let raw = settings(&console.tty);
     console.run.signal(Signal::TSTP);
     let pid = console.run.pid();
-    wait_until("it is stopped", PATIENCE, || {
+    wait_until("it is stopped", patience(), || {
         state(&std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap()) == Some('T')
     });
     assert_eq!(settings(&console.tty), console.settings_before);
     console.run.signal(Signal::CONT);
-    wait_until("it is raw again", PATIENCE, || settings(&console.tty) == raw);
+    wait_until("it is raw again", patience(), || settings(&console.tty) == raw);
     console.type_in(b"on\x04");
     let (status, screen) = console.end();
     assert_eq!(status, Some(0));
@@ -198,13 +198,13 @@ fn a_front_that_was_stopped_without_being_asked_is_raw_again_when_it_goes_on() {
     let raw = settings(&console.tty);
     console.run.signal(Signal::STOP);
     let pid = console.run.pid();
-    wait_until("it is stopped", PATIENCE, || {
+    wait_until("it is stopped", patience(), || {
         state(&std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap()) == Some('T')
     });
     // As the shell does for its prompt.
     tcsetattr(&console.tty, OptionalActions::Now, &before).unwrap();
     console.run.signal(Signal::CONT);
-    wait_until("it is raw again", PATIENCE, || settings(&console.tty) == raw);
+    wait_until("it is raw again", patience(), || settings(&console.tty) == raw);
     console.type_in(b"\x04");
     assert_eq!(console.end().0, Some(0));
 }
@@ -243,14 +243,14 @@ fn a_machine_is_put_into_the_background_from_a_script() {
         .unwrap();
     // This guest ends at once, perhaps before it can be let go.
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    wait_until("it is released", PATIENCE, || scene.machines().is_empty());
+    wait_until("it is released", patience(), || scene.machines().is_empty());
 
     let output =
         scene.run(Guest::Echo).args(["--id", "bg", "--detach"]).stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(contains(&output.stderr, b"runs on in the background"), "{output:?}");
     let log = scene.path("run/machines/bg/console.log");
-    wait_until("the console is logged or was printed", PATIENCE, || {
+    wait_until("the console is logged or was printed", patience(), || {
         contains(&output.stdout, b"S") || std::fs::read(&log).is_ok_and(|text| contains(&text, b"S"))
     });
     assert_eq!(scene.output(&["stop", "bg", "--kill"]).status.code(), Some(0));
@@ -271,7 +271,7 @@ fn an_owner_that_does_not_answer_is_no_trap() {
     let (status, screen) = console.end();
     assert_eq!(status, Some(1), "{screen}");
     assert!(screen.contains("owner ended unexpectedly"), "{screen:?}");
-    wait_until("its VMM ends with it", PATIENCE, || scene.vmms().is_empty());
+    wait_until("its VMM ends with it", patience(), || scene.vmms().is_empty());
     assert_eq!(scene.output(&["gc"]).status.code(), Some(0));
     scene.assert_clean();
 }
@@ -281,10 +281,10 @@ fn a_terminal_that_takes_nothing_is_no_trap() {
     let scene = Scene::new();
     let mut console = Console::open(scene.run(Guest::Flood).args(["--stop-timeout", "0", "--id", "mute"]));
     console.run.stop_reading();
-    wait_until("it runs", PATIENCE, || contains(&scene.output(&["ps"]).stdout, b"running"));
-    wait_until("nothing moves", PATIENCE, || is_waiting_to_write(console.run.pid()));
+    wait_until("it runs", patience(), || contains(&scene.output(&["ps"]).stdout, b"running"));
+    wait_until("nothing moves", patience(), || is_waiting_to_write(console.run.pid()));
     let mut status = None;
-    wait_until("Ctrl-C until it ends", PATIENCE, || {
+    wait_until("Ctrl-C until it ends", patience(), || {
         console.type_in(b"\x03");
         std::thread::sleep(std::time::Duration::from_millis(200));
         status = console.run.child.try_wait().unwrap();
@@ -292,6 +292,6 @@ fn a_terminal_that_takes_nothing_is_no_trap() {
     });
     assert!(matches!(status.unwrap().code(), Some(130 | 137)), "{status:?}");
     assert_eq!(settings(&console.tty), console.settings_before, "the terminal is as it was");
-    wait_until("the owner ends too", PATIENCE, || scene.machines().is_empty() && scene.vmms().is_empty());
+    wait_until("the owner ends too", patience(), || scene.machines().is_empty() && scene.vmms().is_empty());
     scene.assert_clean();
 }

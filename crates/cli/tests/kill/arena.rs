@@ -12,10 +12,15 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, set_child_subreaper, waitid};
 use smartvm_core::bare_metal::Guest;
 
-use crate::scene::{PATIENCE, Running, Scene};
+use crate::scene::{Running, Scene, patience};
 
 /// Two tests at once could not tell whose orphans they got.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// How long a VMM may outlive its owner.
+pub(crate) fn vmm_outlives() -> Duration {
+    smartvm_lab::patience(Duration::from_secs(1))
+}
 
 /// What a machine is and does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,7 +145,7 @@ pub(crate) fn bounded(command: &mut Command) -> Output {
             let _ = ended.send(());
             output
         });
-        let hangs = end.recv_timeout(PATIENCE).is_err();
+        let hangs = end.recv_timeout(patience()).is_err();
         if hangs {
             // Not reaped by anybody but the thread above, which has not.
             let _ = kill_process(pid, Signal::KILL);
@@ -197,7 +202,7 @@ impl Innocent {
         run.await_output("S");
         let record = arena.machines().join(id).join("machine.json");
         // The record that names the VMM comes just before or after the guest's first byte.
-        crate::scene::wait_until("its VMM is on record", PATIENCE, || {
+        crate::scene::wait_until("its VMM is on record", patience(), || {
             fs::read_to_string(&record).is_ok_and(|text| text.contains("\"vmm\""))
         });
         Self { run, id: id.to_owned(), record: fs::read(record).unwrap(), asked: 0 }

@@ -5,12 +5,11 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::arena::{Arena, Innocent, Kind, Listing, bounded, differences, orphans, orphans_gone_within};
+use crate::arena::{
+    Arena, Innocent, Kind, Listing, bounded, differences, orphans, orphans_gone_within, vmm_outlives,
+};
 use crate::random::Random;
 use crate::victim::{Killed, Moment, Victim};
-
-/// How long a VMM may outlive its owner.
-const VMM_OUTLIVES: Duration = Duration::from_secs(1);
 
 /// What cleans up after the kills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,10 +140,10 @@ fn draw(arena: &Arena, random: &mut Random, round: usize, life: Duration) -> Vec
 }
 
 fn vmms_gone(innocent: &Innocent, since: Instant, tally: &mut Tally, context: &str) {
-    let left = VMM_OUTLIVES.saturating_sub(since.elapsed());
+    let left = vmm_outlives().saturating_sub(since.elapsed());
     match orphans_gone_within(left, &[innocent.pid()]) {
         Ok(took) => tally.longest_life = tally.longest_life.max(took),
-        Err(orphans) => panic!("{context}: alive {VMM_OUTLIVES:?} after their owners: {orphans:?}"),
+        Err(orphans) => panic!("{context}: alive {:?} after their owners: {orphans:?}", vmm_outlives()),
     }
 }
 

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::arena::{Arena, Kind};
 use crate::random::Random;
-use crate::scene::{PATIENCE, is_alive};
+use crate::scene::{is_alive, patience};
 
 /// Something that shows how far an owner has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,7 +153,7 @@ impl Victim {
     /// The front first: an owner of its own may only just be starting, and none may come after.
     fn kill_both(&mut self) -> bool {
         let mut killed = self.kill_one();
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience();
         while let Some(owner) = owner_of(&self.id) {
             // Not our child yet, or only just: the pid cannot have been given to another so soon.
             killed |= kill_process(Pid::from_raw(owner).unwrap(), Signal::KILL).is_ok();
@@ -176,7 +176,7 @@ impl Victim {
 
     /// `false` when it ended without.
     fn wait_for(&mut self, sight: Sight) -> bool {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience();
         loop {
             if self.sees(sight) {
                 return true;

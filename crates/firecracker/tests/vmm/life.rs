@@ -8,7 +8,7 @@ use smartvm_firecracker::log::LogLine;
 use smartvm_firecracker::metrics::MetricsLine;
 use smartvm_firecracker::{ApiError, Client, Version};
 
-use crate::support::{Firecracker, PATIENCE, eventually, tap, version};
+use crate::support::{Firecracker, eventually, patience, tap, version};
 
 fn bucket(size: u64) -> Option<TokenBucket> {
     Some(TokenBucket { size, one_time_burst: Some(1), refill_time: 100, ..TokenBucket::default() })
@@ -161,7 +161,7 @@ async fn a_running_guest_is_changed_paused_saved_and_loaded() {
         if let Some(line) = lines.into_iter().find(|line| line.totals.vcpu.exit_io_out == 1) {
             break line;
         }
-        assert!(begun.elapsed() < PATIENCE, "the guest never wrote its byte: {metrics}");
+        assert!(begun.elapsed() < patience(), "the guest never wrote its byte: {metrics}");
     };
     assert!(line.get("get_api_requests.instance_info_count").is_some());
 

@@ -10,7 +10,9 @@ use smartvm_firecracker::{Client, Version, socket};
 use tempfile::TempDir;
 
 /// How long anything may take before a test calls it broken.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) fn patience() -> Duration {
+    smartvm_lab::patience(Duration::from_secs(20))
+}
 
 /// The version of the Firecracker that the tests run against.
 pub(crate) fn version() -> Version {
@@ -20,12 +22,13 @@ pub(crate) fn version() -> Version {
 
 /// Calls `attempt` until it gives something, with a deadline.
 pub(crate) fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+    let patience = patience();
+    let end = Instant::now() + patience;
     loop {
         if let Some(value) = attempt() {
             return value;
         }
-        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        assert!(Instant::now() < end, "{what}: not within {patience:?}");
         std::thread::sleep(Duration::from_micros(500));
     }
 }

@@ -9,7 +9,9 @@ use smartvm_core::bare_metal::Guest;
 use smartvm_host::{Launch, LogLevel};
 
 /// Generous: tests wait for events, this only ends a test that would hang.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) fn patience() -> Duration {
+    smartvm_lab::patience(Duration::from_secs(20))
+}
 
 /// A directory of its own for one test, removed with it.
 pub(crate) struct Scene {
@@ -76,7 +78,7 @@ pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
         .enable_all()
         .build()
         .unwrap()
-        .block_on(async { tokio::time::timeout(PATIENCE, test).await.expect("the test took too long") })
+        .block_on(async { tokio::time::timeout(patience(), test).await.expect("the test took too long") })
 }
 
 /// Looks again and again until it is so.

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::fixture::{PATIENCE, Scene, eventually, lives, run};
+use crate::fixture::{Scene, eventually, lives, patience, run};
 use smartvm_core::bare_metal::Guest;
 use smartvm_host::process::ProcessId;
 use smartvm_host::{Ladder, Lifetime, Vmm};
@@ -72,7 +72,9 @@ fn killing_the_owner_leaves_no_vmm() {
         let (mut owner, vmm) = owner(&scene, kind);
         owner.kill().unwrap();
         owner.wait().unwrap();
-        eventually("the VMM is gone", Duration::from_secs(1), || !vmm.is_alive().unwrap());
+        eventually("the VMM is gone", smartvm_lab::patience(Duration::from_secs(1)), || {
+            !vmm.is_alive().unwrap()
+        });
     }
 }
 
@@ -85,13 +87,13 @@ fn a_detached_vmm_outlives_its_killed_owner() {
     owner.wait().unwrap();
     let client = smartvm_firecracker::Client::new(scene.path("api.sock"));
     run(async { client.describe_instance().await.unwrap() });
-    eventually("its console goes to the end of its file", PATIENCE, || {
+    eventually("its console goes to the end of its file", patience(), || {
         fs::read_to_string(scene.path("console.log")).unwrap() == "earlierS"
     });
     let log = fs::read_to_string(scene.path("diagnostics.log")).unwrap();
     assert!(log.contains("Running Firecracker"), "{log}");
     assert!(vmm.kill().unwrap());
-    eventually("the VMM is gone", Duration::from_secs(5), || !vmm.is_alive().unwrap());
+    eventually("the VMM is gone", patience(), || !vmm.is_alive().unwrap());
 }
 
 /// Set in the owner that the test below starts with SIGCHLD ignored.
@@ -139,7 +141,7 @@ fn dropping_a_detached_vmm_leaves_it_running_and_stopping_it_still_works() {
         let client = smartvm_firecracker::Client::new(scene.path("api.sock"));
         client.describe_instance().await.unwrap();
         assert!(id.kill().unwrap());
-        eventually("reaped by the watcher all the same", PATIENCE, || {
+        eventually("reaped by the watcher all the same", patience(), || {
             fs::metadata(format!("/proc/{}", id.pid)).is_err()
         });
 

@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Scene, eventually, living_under, run};
+use crate::fixture::{Scene, eventually, living_under, patience, run};
 use smartvm_core::bare_metal::Guest;
 use smartvm_core::explain::{Code, Explain, Happened};
 use smartvm_host::process::Exit;
@@ -211,7 +211,7 @@ fn a_vmm_that_dies_first_is_reported_at_once_with_its_last_words() {
         launch.config_file = Some(config);
         let begun = Instant::now();
         let error = fails(&scene, launch, Code::ProcessExited).await;
-        assert!(begun.elapsed() < Duration::from_secs(2), "no timeout was waited for");
+        assert!(begun.elapsed() < smartvm_lab::patience(Duration::from_secs(2)), "no timeout was waited for");
         assert!(error.last_words().iter().any(|line| line.contains("kernel")), "{:?}", error.last_words());
         let SpawnError::ProcessExited { exit: Exit::Status(1), .. } = error else { panic!("{error:?}") };
     });
@@ -260,11 +260,9 @@ fn a_vmm_killed_before_it_is_ready_is_reported_with_the_signal() {
         let dir = scene.path("");
         let begun = Instant::now();
         let killer = std::thread::spawn(move || {
-            eventually("the VMM runs", crate::fixture::PATIENCE, || !living_under(&dir).is_empty());
+            eventually("the VMM runs", patience(), || !living_under(&dir).is_empty());
             let for_long = Duration::from_millis(150);
-            eventually("it has not listened for long", crate::fixture::PATIENCE, || {
-                begun.elapsed() > for_long
-            });
+            eventually("it has not listened for long", patience(), || begun.elapsed() > for_long);
             let victim = smartvm_host::process::ProcessId::of(living_under(&dir)[0]).unwrap().unwrap();
             assert!(victim.kill().unwrap());
         });
@@ -312,7 +310,7 @@ fn a_start_that_is_given_up_leaves_nothing() {
                 vmm.stop(&Ladder::kill_now()).await.unwrap();
             }
             let dir = scene.path("");
-            eventually("nothing is left", Duration::from_secs(5), || {
+            eventually("nothing is left", patience(), || {
                 living_under(&dir).is_empty() && !Path::new(&socket).exists()
             });
         }

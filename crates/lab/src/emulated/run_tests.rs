@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{BIN, Command, GUEST, Input, Lab, Outcome, Stream};
+use crate::EMULATED;
 use crate::fault::Result;
 
 /// A test executable, linked statically.
@@ -73,6 +74,7 @@ pub fn environment() -> Vec<(String, String)> {
         ("SMARTVM_FIRECRACKER", format!("{BIN}/firecracker")),
         ("SMARTVM_JAILER", format!("{BIN}/jailer")),
         ("SMARTVM_LAB_GUEST_DIR", GUEST.to_owned()),
+        (EMULATED, "1".to_owned()),
         ("RUST_BACKTRACE", "1".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))

@@ -30,7 +30,7 @@ pub(crate) enum Needs {
 }
 
 /// Packages whose unit tests start no Firecracker.
-const WITHOUT_KVM: &[&str] = &["smartvm-core", "smartvm-lab", "xtask"];
+const WITHOUT_KVM: &[&str] = &["smartvm-core", "smartvm-firecracker", "smartvm-lab", "xtask"];
 
 /// Builds the tests of the given packages (none: of all) and answers the programs, quick ones first.
 pub(crate) fn suites(packages: &[String]) -> Result<Vec<Suite>> {
