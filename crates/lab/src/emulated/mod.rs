@@ -6,6 +6,7 @@
 //! dies with the thread that called [`Lab::up`], one that is kept powers off when idle, and whatever went wrong
 //! with either, the next start ends it.
 
+mod calm;
 mod client;
 mod instance;
 mod log;
@@ -215,7 +216,9 @@ impl Lab {
         log.note(&format!("{:?} in {:.2} s", up.2, begun.elapsed().as_secs_f64()));
         let mut record = Record { key: plan.key.to_string(), ..Record::default() };
         record.pushed.extend(plan.baseline.iter().map(|(from, to)| (to.clone(), identity(from))));
-        Self::ours(up, record, instance, log, options, 0)
+        let lab = Self::ours(up, record, instance, log, options, 0)?;
+        calm::hold_a_vm(&lab)?;
+        Ok(lab)
     }
 
     /// Takes the lease and writes down whose machine this is.
