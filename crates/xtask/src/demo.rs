@@ -63,6 +63,11 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     machine.forget_config(&config)?;
     let clean = machine.leaks()?;
+    if machine.is_emulated() {
+        println!(
+            "demo: the lab stays up for ten minutes, for the next command; `cargo xtask lab --down` ends it now"
+        );
+    }
     println!("demo: took {:.0} s in all", started.elapsed().as_secs_f64());
     Ok(if reached && clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

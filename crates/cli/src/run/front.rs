@@ -160,7 +160,14 @@ impl Front {
 
     async fn act(&mut self, event: Event, session: &mut Session) {
         match event {
-            Event::Stop(reason) => session.stop(reason).await,
+            Event::Stop(reason) => {
+                // The guest may take its time, and a silent terminal looks as if the key had not been taken.
+                let by_key = matches!(reason, StopReason::Interrupt | StopReason::Asked);
+                if by_key && !session.asked && self.terminal.is_some() {
+                    self.say_in_raw(|printer| printer.note("stopping; the same key once more kills"));
+                }
+                session.stop(reason).await;
+            }
             Event::Kill => {
                 session.be_impatient();
                 session.to_owner.send(&ToOwner::Kill).await;

@@ -263,13 +263,21 @@ impl Life {
 
     fn kill(&mut self, failures: &mpsc::UnboundedSender<StopError>) {
         self.killed = true;
-        self.climb(Ladder::kill_now(), failures);
+        // Overtakes a stop that is under way.
+        self.spawn(failures, |machine| async move { machine.kill().await });
     }
 
     fn climb(&self, ladder: Ladder, failures: &mpsc::UnboundedSender<StopError>) {
-        let (machine, failures) = (Arc::clone(&self.machine), failures.clone());
+        self.spawn(failures, move |machine| async move { machine.stop(&ladder).await });
+    }
+
+    fn spawn<F>(&self, failures: &mpsc::UnboundedSender<StopError>, end: impl FnOnce(Arc<Machine>) -> F)
+    where
+        F: Future<Output = Result<Released, StopError>> + Send + 'static,
+    {
+        let (ending, failures) = (end(Arc::clone(&self.machine)), failures.clone());
         tokio::spawn(async move {
-            if let Err(error) = machine.stop(&ladder).await {
+            if let Err(error) = ending.await {
                 let _ = failures.send(error);
             }
         });
@@ -305,10 +313,14 @@ impl Life {
 
     fn ended(&self, released: &Released) -> (String, Exit, Option<Report>) {
         let exit = released.vmm.exit;
-        let by = released.vmm.by.map(Rung::as_str).unwrap_or_default();
+        let stopped = || match released.vmm.by {
+            None => "stopped: the guest had just ended".to_owned(),
+            Some(Rung::CtrlAltDel) => "stopped by Ctrl+Alt+Del".to_owned(),
+            Some(rung) => format!("stopped by ending Firecracker with {rung}"),
+        };
         let (how, code, report) = match (self.killed, self.reason) {
             (true, _) => ("killed".to_owned(), Exit::Signal(exit::KILL), None),
-            (false, Some(reason)) => (format!("stopped by {by}"), stop_exit(reason), None),
+            (false, Some(reason)) => (stopped(), stop_exit(reason), None),
             (false, None) if exit.is_guests_end() => ("the guest ended".to_owned(), Exit::Success, None),
             (false, None) => {
                 let what =

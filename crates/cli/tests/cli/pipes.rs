@@ -75,7 +75,7 @@ fn a_guest_that_is_deaf_is_stopped_when_its_time_is_over() {
     run.signal(Signal::INT);
     let (status, _, said) = run.end();
     assert_eq!(status.code(), Some(130), "{said}");
-    assert!(said.contains(r#""how":"stopped by SIGTERM""#), "{said}");
+    assert!(said.contains(r#""how":"stopped by ending Firecracker with SIGTERM""#), "{said}");
     scene.assert_clean();
 }
 
@@ -355,7 +355,7 @@ fn a_second_sigterm_asks_for_the_same_once_more() {
     }
     let (status, _, said) = run.end();
     assert_eq!(status.code(), Some(143), "{said}");
-    assert!(said.contains(r#""how":"stopped by SIGTERM""#), "{said}");
+    assert!(said.contains(r#""how":"stopped by ending Firecracker with SIGTERM""#), "{said}");
     scene.assert_clean();
 }
 

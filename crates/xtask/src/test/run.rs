@@ -41,6 +41,8 @@ pub(super) struct Session {
     scratch: TempDir,
     /// Where smartvm keeps the machines of this run.
     runtime: TempDir,
+    /// Both, held open: whoever looks for leaks meanwhile sees by this that they have an owner.
+    _held: [File; 2],
     /// Output of the running program.
     output: File,
     left: Vec<String>,
@@ -70,7 +72,9 @@ impl Session {
         let scratch = tempfile::Builder::new().prefix("smartvm-test-").tempdir().map_err(told)?;
         let runtime = tempfile::Builder::new().prefix("smartvm-test-run-").tempdir().map_err(told)?;
         let output = tempfile::tempfile().map_err(told)?;
+        let held = [File::open(scratch.path()).map_err(told)?, File::open(runtime.path()).map_err(told)?];
         Ok(Self {
+            _held: held,
             binaries,
             seed,
             full,
