@@ -6,11 +6,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use smartvm_core::bare_metal::Guest;
-use smartvm_host::{Launch, LogLevel};
+use smartvm_host::{Ladder, Launch, LogLevel};
 
 /// Generous: tests wait for events, this only ends a test that would hang.
 pub(crate) fn patience() -> Duration {
     smartvm_lab::patience(Duration::from_secs(20))
+}
+
+/// SIGKILL at once. Its end is awaited longer than [`Ladder::kill_now`] does where KVM is emulated and other tests start
+/// and end many VMMs.
+pub(crate) fn kill_now() -> Ladder {
+    Ladder { kill: Some(smartvm_lab::patience(Duration::from_secs(1))), ..Ladder::kill_now() }
 }
 
 /// A directory of its own for one test, removed with it.

@@ -4,9 +4,9 @@
 use std::fs;
 use std::process::Command;
 
-use crate::fixture::Scene;
+use crate::fixture::{Scene, kill_now};
 use smartvm_core::bare_metal::Guest;
-use smartvm_host::{Ladder, Vmm};
+use smartvm_host::Vmm;
 
 #[derive(Debug, Clone, Copy)]
 struct Held {
@@ -67,7 +67,7 @@ fn cycles() {
         runtime.block_on(async {
             let vmm = Vmm::spawn(scene.launch(Guest::ByteThenIdle)).await.unwrap();
             vmm.console().reader().next().await.unwrap();
-            vmm.stop(&Ladder::kill_now()).await.unwrap();
+            vmm.stop(&kill_now()).await.unwrap();
         });
     };
     // The first ones start the threads and fill the allocator's pools.

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Scene, eventually, lives, patience, run};
+use crate::fixture::{Scene, eventually, kill_now, lives, patience, run};
 use smartvm_core::bare_metal::Guest;
 use smartvm_core::explain::{Code, Explain};
 use smartvm_firecracker::ApiError;
@@ -82,7 +82,7 @@ fn nobody_but_the_vmm_holds_its_end_of_the_console_input() {
         launch.console_input = ConsoleInput::Pipe;
         let mut vmm = Vmm::spawn(launch).await.unwrap();
         let input = vmm.take_console_input().unwrap();
-        vmm.stop(&Ladder::kill_now()).await.unwrap();
+        vmm.stop(&kill_now()).await.unwrap();
         // A program that another test starts may have a copy until it runs.
         let refused = || rustix::io::write(&input, b"x") == Err(rustix::io::Errno::PIPE);
         eventually("what is written is refused", Duration::from_secs(5), refused);
@@ -274,7 +274,7 @@ fn a_program_that_leaves_its_output_to_another_process_holds_nobody_up() {
         assert_eq!(found.version.to_string(), "1.2.3");
         // Whoever drains and reaps goes on.
         let vmm = Vmm::spawn(scene.launch(Guest::ByteThenIdle)).await.unwrap();
-        vmm.stop(&Ladder::kill_now()).await.unwrap();
+        vmm.stop(&kill_now()).await.unwrap();
         // The other process ends with its input.
         drop(fs::File::options().write(true).open(fifo).unwrap());
     });
@@ -305,14 +305,14 @@ fn a_client_never_speaks_to_the_next_vmm_on_its_path() {
         let scene = Scene::new();
         let first = Vmm::spawn(scene.bare_launch()).await.unwrap();
         let client = first.api().clone();
-        first.stop(&Ladder::kill_now()).await.unwrap();
+        first.stop(&kill_now()).await.unwrap();
         let next = Vmm::spawn(scene.bare_launch()).await.unwrap();
         let error = client.describe_instance().await.unwrap_err();
         assert!(matches!(error, ApiError::Connect { .. }), "{error:?}");
         let why = std::error::Error::source(&error).unwrap().to_string();
         assert!(why.contains(&format!("process {}", next.pid())), "{why}");
         next.api().describe_instance().await.unwrap();
-        next.stop(&Ladder::kill_now()).await.unwrap();
+        next.stop(&kill_now()).await.unwrap();
     });
 }
 
@@ -356,7 +356,7 @@ fn fifty_at_once_all_start_and_none_is_left() {
             .into_iter()
             .map(|vmm| {
                 tokio::spawn(async move {
-                    vmm.stop(&Ladder::kill_now()).await.unwrap();
+                    vmm.stop(&kill_now()).await.unwrap();
                     (vmm.pid(), vmm.api_sock().exists())
                 })
             })

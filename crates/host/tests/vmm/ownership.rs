@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::fixture::{Scene, eventually, lives, patience, run};
+use crate::fixture::{Scene, eventually, kill_now, lives, patience, run};
 use smartvm_core::bare_metal::Guest;
 use smartvm_host::process::ProcessId;
 use smartvm_host::{Ladder, Lifetime, Vmm};
@@ -212,7 +212,7 @@ fn programs_started_meanwhile_inherit_nothing_of_a_vmm() {
         let scene = Scene::new();
         for _ in 0..20 {
             let vmm = Vmm::spawn(scene.launch(Guest::ByteThenIdle)).await.unwrap();
-            vmm.stop(&Ladder::kill_now()).await.unwrap();
+            vmm.stop(&kill_now()).await.unwrap();
         }
         done.store(true, Ordering::SeqCst);
         spawning.join().unwrap();

@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Scene, eventually, living_under, patience, run};
+use crate::fixture::{Scene, eventually, kill_now, living_under, patience, run};
 use smartvm_core::bare_metal::Guest;
 use smartvm_core::explain::{Code, Explain, Happened};
 use smartvm_host::process::Exit;
@@ -120,7 +120,7 @@ fn of_many_starts_on_one_path_one_wins_and_keeps_it() {
             let stream = UnixStream::connect(winner.api_sock()).unwrap();
             let listener = rustix::net::sockopt::socket_peercred(&stream).unwrap();
             assert_eq!(listener.pid.as_raw_pid(), winner.pid());
-            winner.stop(&Ladder::kill_now()).await.unwrap();
+            winner.stop(&kill_now()).await.unwrap();
             assert!(!winner.api_sock().exists());
         }
     });
@@ -307,7 +307,7 @@ fn a_start_that_is_given_up_leaves_nothing() {
             let socket = launch.api_sock.clone();
             let given_up = tokio::time::timeout(Duration::from_micros(micros), Vmm::spawn(launch)).await;
             if let Ok(Ok(vmm)) = given_up {
-                vmm.stop(&Ladder::kill_now()).await.unwrap();
+                vmm.stop(&kill_now()).await.unwrap();
             }
             let dir = scene.path("");
             eventually("nothing is left", patience(), || {
