@@ -67,8 +67,8 @@ pub enum SpawnError {
         /// The VMM's last output lines.
         last_words: Vec<String>,
     },
-    /// The API did not answer in time. The VMM was killed.
-    #[error("Firecracker did not answer on its API socket {} within {within:?}", path.display())]
+    /// The API did not answer, or the VM of the config file was not built, in time. The VMM was killed.
+    #[error("Firecracker did not answer on its API socket {}, or did not start the guest, within {within:?}", path.display())]
     ApiTimeout {
         /// The socket.
         path: PathBuf,

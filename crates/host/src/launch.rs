@@ -186,7 +186,7 @@ pub enum Lifetime {
 pub struct Readiness {
     /// From the start of the process until its socket accepts a connection. Default 10 s.
     pub socket: Duration,
-    /// From then until it answers `GET /`; with a config file the VM is built in this time. Default 5 s.
+    /// From then until the API has answered, and with a config file until the guest runs. Default 5 s.
     pub api: Duration,
 }
 

@@ -7,16 +7,14 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use smartvm_firecracker::api::InstanceInfo;
-use smartvm_firecracker::client::SLOW;
-use smartvm_firecracker::first_answer::FirstAnswer;
 use smartvm_firecracker::{ApiError, Client};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant as Deadline, sleep, sleep_until, timeout};
 
 use crate::error::SpawnError;
 use crate::launch::Readiness;
 use crate::process::Exit;
-use crate::spawner::{Connected, Owned, Started, connector, try_connect};
-use crate::stuck::HangWatch;
+use crate::spawner::{Asked, Boot, Connected, Owned, Started, connector, try_connect};
+use crate::stuck::has_vcpu;
 use crate::vmm::Rung;
 use crate::watcher::Child;
 
@@ -28,35 +26,44 @@ pub(crate) struct Ready {
     pub(crate) client: Client,
     /// When it connected.
     pub(crate) socket: Option<Instant>,
-    /// What the API answered and when.
-    pub(crate) answer: Option<(InstanceInfo, Instant)>,
+    /// When the API had answered and, from a config file, the guest ran. `None`: it has ended by then.
+    pub(crate) api: Option<Instant>,
+    /// What the VMM said of itself; not asked when it boots from a config file.
+    pub(crate) info: Option<InstanceInfo>,
 }
 
-/// Waits for what the spawning thread did not wait for. A guest that `boots` at once and ends in order before the API
-/// has answered is no failure.
+/// Waits for what the spawning thread did not wait for. A guest that Firecracker boots at once, and that ends in order before
+/// we have seen it run, is no failure.
 pub(crate) async fn ready(
     started: &mut Started,
     api_sock: &Path,
     limits: Readiness,
-    boots: bool,
+    boot: Boot,
 ) -> Result<Ready, SpawnError> {
     let mut socket = None;
-    let stopped = match waited(started, api_sock, limits, &mut socket).await {
-        Ok((stream, info, at)) => {
+    let fresh = || Client::new(api_sock.to_owned());
+    match waited(started, api_sock, limits, boot, &mut socket).await {
+        Ok(Seen::Instance(stream, info, at)) => {
             let client = Client::from_stream(api_sock.to_owned(), stream)
                 .map_err(|source| SpawnError::host("use the connection to the API", source))?
                 .with_version(info.vmm_version.clone());
-            return Ok(Ready { client, socket, answer: Some((info, at)) });
+            Ok(Ready { client, socket, api: Some(at), info: Some(info) })
         }
-        Err(stopped) => stopped,
-    };
-    match stopped {
-        Stopped::Exited(exit) if boots && exit.is_guests_end() => {
-            Ok(Ready { client: Client::new(api_sock.to_owned()), socket, answer: None })
+        Ok(Seen::Guest(at)) => Ok(Ready { client: fresh(), socket, api: Some(at), info: None }),
+        Err(Stopped::Exited(exit)) if boot == Boot::FromConfig && exit.is_guests_end() => {
+            Ok(Ready { client: fresh(), socket, api: None, info: None })
         }
-        Stopped::Exited(exit) => Err(exited(&started.owned, exit)),
-        Stopped::Failed(error) => Err(error),
+        Err(Stopped::Exited(exit)) => Err(exited(&started.owned, exit)),
+        Err(Stopped::Failed(error)) => Err(error),
     }
+}
+
+/// What makes a VMM ready.
+enum Seen {
+    /// The answer to `GET /`, and the stream it came on.
+    Instance(UnixStream, InstanceInfo, Instant),
+    /// The API answered and the guest runs.
+    Guest(Instant),
 }
 
 /// Why there is no answer.
@@ -75,23 +82,23 @@ async fn waited(
     started: &mut Started,
     api_sock: &Path,
     limits: Readiness,
+    boot: Boot,
     socket: &mut Option<Instant>,
-) -> Result<(UnixStream, InstanceInfo, Instant), Stopped> {
+) -> Result<Seen, Stopped> {
     let child = &started.owned.child;
     let connected = match started.connected.take() {
         Some(connected) => connected,
-        None => connect_late(&started.owned, api_sock, limits.socket).await?,
+        None => connect_late(&started.owned, api_sock, limits.socket, boot).await?,
     };
     *socket = Some(connected.at);
     if let Some((info, at)) = connected.answer {
-        return Ok((connected.stream, info, at));
+        return Ok(Seen::Instance(connected.stream, info, at));
     }
     tokio::select! {
         biased;
         ended = child.wait() => Err(Stopped::Exited(ended.exit)),
-        () = ending_hung(child) => Err(Stopped::Exited(child.wait().await.exit)),
-        answer = timeout(limits.api, answered(connected.stream, connected.first)) => match answer {
-            Ok(Ok((stream, info))) => Ok((stream, info, Instant::now())),
+        seen = timeout(limits.api, answered(child, connected.stream, connected.asked)) => match seen {
+            Ok(Ok(seen)) => Ok(seen),
             Ok(Err(source)) => Err(broken(&started.owned, source).await),
             Err(_) => Err(Stopped::Failed(SpawnError::ApiTimeout {
                 path: api_sock.to_owned(),
@@ -102,23 +109,66 @@ async fn waited(
     }
 }
 
-/// Returns once the child was seen hanging at its exit and was killed; else never.
-async fn ending_hung(child: &Child) {
-    let watch = HangWatch::default();
-    loop {
-        sleep(SLOW).await;
-        if watch.look(child) {
-            return;
+async fn answered(child: &Child, stream: UnixStream, asked: Asked) -> Result<Seen, Broken> {
+    let stream = tokio::net::UnixStream::from_std(stream).map_err(Broken::Host)?;
+    match asked {
+        Asked::Instance(mut first) => loop {
+            stream.readable().await.map_err(Broken::Host)?;
+            if let Some(info) = first.receive(|into| stream.try_read(into)).map_err(Broken::Api)? {
+                let stream = stream.into_std().map_err(Broken::Host)?;
+                return Ok(Seen::Instance(stream, info, Instant::now()));
+            }
+        },
+        Asked::Knock(mut knock) => {
+            loop {
+                stream.readable().await.map_err(Broken::Host)?;
+                if knock.receive(|into| stream.try_read(into)).map_err(Broken::Api)? {
+                    break;
+                }
+            }
+            drop(stream);
+            guest_runs(child).await;
+            Ok(Seen::Guest(Instant::now()))
         }
     }
 }
 
-async fn answered(stream: UnixStream, mut first: FirstAnswer) -> Result<(UnixStream, InstanceInfo), Broken> {
-    let stream = tokio::net::UnixStream::from_std(stream).map_err(Broken::Host)?;
+/// Firecracker's log once the VM of a config file was built and started.
+const STARTED: &str = "Successfully started microvm";
+
+/// Waits for a sign that the guest runs: a byte of it, or Firecracker's log saying so, or else a vCPU's thread, which is
+/// looked for ever more rarely.
+async fn guest_runs(child: &Child) {
+    const LOOKS: (Duration, Duration) = (Duration::from_millis(16), Duration::from_millis(256));
+    let (mut console, mut log) = (child.console.reader(), child.diagnostics.reader());
+    let (mut console_open, mut log_open) = (true, true);
+    let mut said = String::new();
+    let mut pause = LOOKS.0;
+    let mut next_look = Deadline::now() + pause;
     loop {
-        stream.readable().await.map_err(Broken::Host)?;
-        if let Some(info) = first.receive(|into| stream.try_read(into)).map_err(Broken::Api)? {
-            return Ok((stream.into_std().map_err(Broken::Host)?, info));
+        tokio::select! {
+            biased;
+            byte = console.next(), if console_open => match byte {
+                Some(_) => return,
+                None => console_open = false,
+            },
+            chunk = log.next(), if log_open => match chunk {
+                // What comes before it is far less than the ring keeps.
+                Some(chunk) => {
+                    said += &String::from_utf8_lossy(&chunk.bytes);
+                    if said.contains(STARTED) {
+                        return;
+                    }
+                }
+                None => log_open = false,
+            },
+            () = sleep_until(next_look) => {
+                if has_vcpu(child.pid.as_raw_pid()) {
+                    return;
+                }
+                pause = (pause * 2).min(LOOKS.1);
+                next_look = Deadline::now() + pause;
+            }
         }
     }
 }
@@ -130,7 +180,12 @@ enum Broken {
 }
 
 /// For a VMM that did not listen within the spawning thread's patience.
-async fn connect_late(owned: &Owned, api_sock: &Path, limit: Duration) -> Result<Connected, Stopped> {
+async fn connect_late(
+    owned: &Owned,
+    api_sock: &Path,
+    limit: Duration,
+    boot: Boot,
+) -> Result<Connected, Stopped> {
     let child = &owned.child;
     let mut connector = connector(api_sock)?;
     loop {
@@ -139,7 +194,7 @@ async fn connect_late(owned: &Owned, api_sock: &Path, limit: Duration) -> Result
             ended = child.wait() => return Err(Stopped::Exited(ended.exit)),
             () = sleep(Duration::from_millis(2)) => {}
         }
-        if let Some(connected) = try_connect(child, api_sock, &mut connector)? {
+        if let Some(connected) = try_connect(child, api_sock, &mut connector, boot)? {
             return Ok(connected);
         }
         if child.running.elapsed() >= limit {

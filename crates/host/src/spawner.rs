@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 use smartvm_firecracker::api::InstanceInfo;
-use smartvm_firecracker::first_answer::FirstAnswer;
+use smartvm_firecracker::first_answer::{FirstAnswer, Knock};
 use smartvm_firecracker::socket::{Connector, SUN_PATH_MAX, listener_pid};
 use tokio::sync::oneshot;
 
@@ -81,11 +81,35 @@ pub(crate) struct Started {
 #[derive(Debug)]
 pub(crate) struct Connected {
     pub(crate) stream: UnixStream,
-    pub(crate) first: FirstAnswer,
+    pub(crate) asked: Asked,
     /// When it connected.
     pub(crate) at: Instant,
     /// The answer and when it came, if it has.
     pub(crate) answer: Option<(InstanceInfo, Instant)>,
+}
+
+/// Who boots the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Boot {
+    /// Firecracker at once, from its config file.
+    FromConfig,
+    /// Somebody, through API calls.
+    ByApi,
+}
+
+impl Boot {
+    pub(crate) fn of(launch: &Launch) -> Self {
+        if launch.config_file.is_some() { Self::FromConfig } else { Self::ByApi }
+    }
+}
+
+/// What a connection to a new child was used for.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// `GET /`, of a VMM that waits for API calls.
+    Instance(FirstAnswer),
+    /// Of a VMM that boots from its config file: see [`Knock`] for why not `GET /`.
+    Knock(Knock),
 }
 
 /// What a spawning thread is asked for.
@@ -205,9 +229,9 @@ fn spawn_vmm(launch: &Launch, cradle: &mut Cradle) -> Result<Started, SpawnError
     let own_socket = OwnSocket::expected_at(launch.api_sock.clone());
     let child = Arc::new(Child::new(pid, pidfd, running, launch.keep_output, Some(own_socket)));
     let owned = watched(&watcher, child, pipes, launch.lifetime != Lifetime::WithOwner)?;
-    let mut connected = connect_soon(&owned.child, &launch.api_sock)?;
-    // With a config file the VM is built first, which is not worth waiting for here.
-    if let (Some(connected), None) = (&mut connected, &launch.config_file) {
+    let mut connected = connect_soon(&owned.child, &launch.api_sock, Boot::of(launch))?;
+    // With a config file the VM has to be built as well, which is not worth waiting for here.
+    if let Some(connected) = &mut connected {
         answer_soon(&owned.child, connected);
     }
     Ok(Started { owned, console_input, connected })
@@ -311,10 +335,10 @@ fn nonblocking(fd: &OwnedFd) -> Result<(), SpawnError> {
 }
 
 /// Tries to connect until it works, the child ends or the patience does.
-fn connect_soon(child: &Child, api_sock: &Path) -> Result<Option<Connected>, SpawnError> {
+fn connect_soon(child: &Child, api_sock: &Path, boot: Boot) -> Result<Option<Connected>, SpawnError> {
     let mut connector = connector(api_sock)?;
     loop {
-        if let Some(connected) = try_connect(child, api_sock, &mut connector)? {
+        if let Some(connected) = try_connect(child, api_sock, &mut connector, boot)? {
             return Ok(Some(connected));
         }
         let waited = child.running.elapsed();
@@ -342,6 +366,7 @@ pub(crate) fn try_connect(
     child: &Child,
     api_sock: &Path,
     connector: &mut Connector,
+    boot: Boot,
 ) -> Result<Option<Connected>, SpawnError> {
     let stream = match connector.connect() {
         Ok(stream) => stream,
@@ -360,17 +385,22 @@ pub(crate) fn try_connect(
         _ => child.socket_confirmed(),
     }
     // A child that has just ended is found out by whoever waits for it.
-    let Ok(first) = FirstAnswer::ask(&stream) else { return Ok(None) };
-    Ok(Some(Connected { stream, first, at: Instant::now(), answer: None }))
+    let asked = match boot {
+        Boot::ByApi => FirstAnswer::ask(&stream).map(Asked::Instance),
+        Boot::FromConfig => Knock::ask(&stream).map(Asked::Knock),
+    };
+    let Ok(asked) = asked else { return Ok(None) };
+    Ok(Some(Connected { stream, asked, at: Instant::now(), answer: None }))
 }
 
 /// Waits a moment for the answer. What is wrong with it shows again when the caller looks.
 fn answer_soon(child: &Child, connected: &mut Connected) {
     const PATIENCE: Duration = Duration::from_millis(5);
+    let Asked::Instance(first) = &mut connected.asked else { return };
     let mut events =
         [PollFd::new(&connected.stream, PollFlags::IN), PollFd::new(child.pidfd(), PollFlags::IN)];
     if wait(&mut events, PATIENCE)
-        && let Ok(Some(info)) = connected.first.receive(|into| (&connected.stream).read(into))
+        && let Ok(Some(info)) = first.receive(|into| (&connected.stream).read(into))
     {
         connected.answer = Some((info, Instant::now()));
     }
@@ -393,7 +423,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
         let child = Child::new(getpid(), pidfd, Instant::now(), 1, None);
-        let connect = |path: &Path| try_connect(&child, path, &mut connector(path).unwrap());
+        let connect = |path: &Path| try_connect(&child, path, &mut connector(path).unwrap(), Boot::ByApi);
         assert!(connect(&dir.path().join("s")).unwrap().is_none());
         std::fs::write(dir.path().join("file"), "").unwrap();
         // Whatever the kernel refuses otherwise, like one descriptor too many, it will refuse again.

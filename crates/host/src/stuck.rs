@@ -82,6 +82,13 @@ fn look(tasks: &Path, pid: i32) -> io::Result<Option<u64>> {
     Ok((asleep == 2).then_some(switches))
 }
 
+/// Whether the VM of this VMM was built: the vCPUs' threads are made last.
+pub(crate) fn has_vcpu(pid: i32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    names.into_iter().any(|name| name.starts_with("fc_vcpu"))
+}
+
 /// The sum of both kinds in proc_pid_status(5).
 fn context_switches(status: &str) -> u64 {
     let of = |line: &str| line.split_once("ctxt_switches:")?.1.trim().parse::<u64>().ok();

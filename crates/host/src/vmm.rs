@@ -1,7 +1,7 @@
 //! One running VMM: made ready, watched, stopped, cleaned up after.
 //!
 //! ```text
-//! spawn ──> process runs ──> socket accepts ──> GET / answered ──> Vmm ──> stop / exit / drop
+//! spawn ──> process runs ──> socket accepts ──> API answered ──> Vmm ──> stop / exit / drop
 //!             │ exits: PROCESS_EXITED at once      │ API_TIMEOUT               every way: reaped, socket removed
 //!             └ SOCKET_TIMEOUT                     └ both kill, reap and clean first
 //! ```
@@ -25,7 +25,7 @@ use crate::launch::Launch;
 use crate::output::Output;
 use crate::process::{Exit, ProcessId};
 use crate::readiness::{end, ready};
-use crate::spawner::{Owned, Started, start_vmm};
+use crate::spawner::{Boot, Owned, Started, start_vmm};
 use crate::stuck::HangWatch;
 
 /// A running Firecracker whose API answered.
@@ -48,7 +48,7 @@ pub struct Timeline {
     pub process: Duration,
     /// Its socket accepted our connection. `None` for a guest that had ended by then.
     pub socket: Option<Duration>,
-    /// `GET /` was answered. With a config file Firecracker answers only after the VM was built and started.
+    /// The API answered; with a config file also: the VM was built and its guest runs.
     /// `None` for a guest that had ended by then.
     pub api: Option<Duration>,
     /// The guest's first byte on the console, or Firecracker's on standard output. `None`: none yet.
@@ -163,7 +163,7 @@ impl Vmm {
     /// When the future is dropped, the VMM is killed and cleaned up, also a detached one.
     pub async fn spawn(mut launch: Launch) -> Result<Self, SpawnError> {
         let asked = Instant::now();
-        let (readiness, boots) = (launch.readiness, launch.config_file.is_some());
+        let (readiness, boot) = (launch.readiness, Boot::of(&launch));
         let absolute = |path: &Path| {
             std::path::absolute(path).map_err(|source| SpawnError::host("resolve a relative path", source))
         };
@@ -171,13 +171,13 @@ impl Vmm {
         let api_sock = absolute(&launch.api_sock)?;
         launch.api_sock.clone_from(&api_sock);
         let mut started = start_vmm(launch).await?;
-        match ready(&mut started, &api_sock, readiness, boots).await {
+        match ready(&mut started, &api_sock, readiness, boot).await {
             Ok(ready) => {
                 let since = |moment: Instant| moment.saturating_duration_since(asked);
                 let timeline = Timeline {
                     process: since(started.owned.child.running),
                     socket: ready.socket.map(since),
-                    api: ready.answer.as_ref().map(|(_, at)| since(*at)),
+                    api: ready.api.map(since),
                     first_byte: None,
                 };
                 let Started { mut owned, console_input, .. } = started;
@@ -189,14 +189,7 @@ impl Vmm {
                         watch.look(&child);
                     }
                 });
-                Ok(Self {
-                    owned,
-                    api,
-                    api_sock,
-                    at_start: ready.answer.map(|(info, _)| info),
-                    timeline,
-                    console_input,
-                })
+                Ok(Self { owned, api, api_sock, at_start: ready.info, timeline, console_input })
             }
             Err(error) => {
                 // Also waits, so that nothing is left when the caller reads the error.
@@ -234,7 +227,8 @@ impl Vmm {
         &self.api_sock
     }
 
-    /// What the VMM said of itself when it became ready. `None` when its guest was faster and has ended.
+    /// What the VMM said of itself when it became ready. `None` with a config file: it is not asked then, since Firecracker
+    /// hangs or panics when a request meets its guest's end or a config that cannot work.
     pub fn at_start(&self) -> Option<&InstanceInfo> {
         self.at_start.as_ref()
     }

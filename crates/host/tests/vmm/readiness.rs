@@ -27,9 +27,8 @@ fn a_configured_vm_is_ready_and_runs() {
         let scene = Scene::new();
         let vmm = Vmm::spawn(scene.launch(Guest::ByteThenIdle)).await.unwrap();
         assert!(vmm.is_running());
-        let info = vmm.at_start().unwrap();
-        assert_eq!(vmm.api().describe_instance().await.unwrap(), *info);
-        assert_eq!(info.vmm_version.to_string(), smartvm_lab::FIRECRACKER_VERSION);
+        let info = vmm.api().describe_instance().await.unwrap();
+        assert_eq!(info.state, smartvm_firecracker::api::InstanceState::Running);
         let mut console = vmm.console().reader();
         assert!(!console.next().await.unwrap().bytes.is_empty());
         let timeline = vmm.timeline();
@@ -41,11 +40,47 @@ fn a_configured_vm_is_ready_and_runs() {
 }
 
 #[test]
+fn a_silent_guest_without_a_log_is_seen_to_run() {
+    run(async {
+        let scene = Scene::new();
+        // Idle from its first instruction but for one byte, which nobody is shown.
+        let mut launch = scene.launch(Guest::ByteThenIdle);
+        launch.lifetime = smartvm_host::Lifetime::Detached { console: None, diagnostics: None };
+        let vmm = Vmm::spawn(launch).await.unwrap();
+        assert!(vmm.timeline().api.is_some());
+        vmm.stop(&Ladder::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn what_is_wrong_with_a_config_is_not_hidden_by_our_asking() {
+    run(async {
+        let scene = Scene::new();
+        let config = scene.path("vm.json");
+        fs::write(&config, r#"{"boot-source":{"kernel_image_path":"/no/such/kernel"},"drives":[]}"#).unwrap();
+        for _ in 0..40 {
+            let mut launch = scene.bare_launch();
+            launch.config_file = Some(config.clone());
+            let error = fails(&scene, launch, Code::ProcessExited).await;
+            let SpawnError::ProcessExited { exit: Exit::Status(1), .. } = &error else { panic!("{error:?}") };
+            assert!(
+                error.last_words().iter().any(|line| line.contains("kernel")),
+                "{:?}",
+                error.last_words()
+            );
+        }
+    });
+}
+
+#[test]
 fn a_vmm_without_a_config_waits_for_api_calls() {
     run(async {
         let scene = Scene::new();
         let vmm = Vmm::spawn(scene.bare_launch()).await.unwrap();
         assert_eq!(vmm.console().written(), 0);
+        let info = vmm.at_start().unwrap();
+        assert_eq!(vmm.api().describe_instance().await.unwrap(), *info);
+        assert_eq!(info.vmm_version.to_string(), smartvm_lab::FIRECRACKER_VERSION);
         vmm.stop(&Ladder::default()).await.unwrap();
     });
 }

@@ -173,6 +173,8 @@ impl Machine {
         life.on(Event::VmmSpawned);
         life.on(Event::Booted);
         dir.confirm_vsock();
+        // It was not asked: see `Vmm::at_start`.
+        let _ = vmm.api().clone().with_version(firecracker.version.clone());
         let process = vmm.process_id().ok().flatten();
         let recorded = dir.write_record(&Record { vmm: process.clone(), ..record });
         let console_input = vmm.take_console_input();
