@@ -33,7 +33,7 @@ impl Run {
         let config = dir.path().join("vm.json");
         fs::write(&config, assets.config(then).to_string()).expect("a config file");
         let mut child = Command::new(smartvm())
-            .args(["run", "--id", "linux", "--config-file"])
+            .args(["-v", "run", "--id", "linux", "--config-file"])
             .arg(&config)
             .args(arguments)
             .env("SMARTVM_FIRECRACKER", smartvm_lab::firecracker())
@@ -60,7 +60,15 @@ impl Run {
         while !self.seen.last().is_some_and(|line| line.contains(text)) {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => self.seen.push(line),
-                Err(error) => panic!("no {text:?} on the console ({error}):\n{}", self.seen.join("\n")),
+                Err(error) => {
+                    // With Firecracker's log: only that says whether the emulator lost the guest.
+                    let _ = self.child.kill();
+                    let mut said = String::new();
+                    if let Some(mut stderr) = self.child.stderr.take() {
+                        let _ = std::io::Read::read_to_string(&mut stderr, &mut said);
+                    }
+                    panic!("no {text:?} on the console ({error}):\n{}\n{said}", self.seen.join("\n"));
+                }
             }
         }
     }
@@ -93,7 +101,9 @@ fn debians_kernel_reaches_our_init_and_powers_off() {
     run.await_line(guest::REACHED);
     let (status, said) = run.end();
     assert_eq!(status, Some(0), "{said}");
-    let end: serde_json::Value = serde_json::from_str(said.trim()).expect("JSON");
+    // The log comes first.
+    let told = &said[said.find("\n{").unwrap_or(0)..];
+    let end: serde_json::Value = serde_json::from_str(told.trim()).expect("JSON");
     assert_eq!(end["how"], "the guest ended");
     let reached = end["timeline"]["marks"][0]["ms"].as_f64().expect("the mark was seen");
     assert!(reached > end["timeline"]["first_byte_ms"].as_f64().expect("a first byte"));
