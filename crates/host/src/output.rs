@@ -52,6 +52,10 @@ impl Output {
         self.0.grown.notify_waiters();
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.ring().closed
+    }
+
     /// The bytes kept now, at most what [`crate::Launch::keep_output`] allows.
     pub fn tail(&self) -> Vec<u8> {
         self.ring().bytes.iter().copied().collect()

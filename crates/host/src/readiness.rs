@@ -86,9 +86,9 @@ async fn waited(
     socket: &mut Option<Instant>,
 ) -> Result<Seen, Stopped> {
     let child = &started.owned.child;
-    let connected = match started.connected.take() {
-        Some(connected) => connected,
-        None => connect_late(&started.owned, api_sock, limits.socket, boot).await?,
+    let (connected, runs) = match started.connected.take() {
+        Some(connected) => (connected, false),
+        None => first_sign(&started.owned, api_sock, limits.socket, boot).await?,
     };
     *socket = Some(connected.at);
     if let Some((info, at)) = connected.answer {
@@ -97,7 +97,7 @@ async fn waited(
     tokio::select! {
         biased;
         ended = child.wait() => Err(Stopped::Exited(ended.exit)),
-        seen = timeout(limits.api, answered(child, connected.stream, connected.asked)) => match seen {
+        seen = timeout(limits.api, answered(child, connected.stream, connected.asked, runs)) => match seen {
             Ok(Ok(seen)) => Ok(seen),
             Ok(Err(source)) => Err(broken(&started.owned, source).await),
             Err(_) => Err(Stopped::Failed(SpawnError::ApiTimeout {
@@ -109,7 +109,30 @@ async fn waited(
     }
 }
 
-async fn answered(child: &Child, stream: UnixStream, asked: Asked) -> Result<Seen, Broken> {
+/// The connection, and whether the guest was seen to run before there was one. A guest that boots by itself is
+/// listened for, which costs nothing, while its socket is tried for rarely.
+async fn first_sign(
+    owned: &Owned,
+    api_sock: &Path,
+    limit: Duration,
+    boot: Boot,
+) -> Result<(Connected, bool), Stopped> {
+    let rarely = Duration::from_millis(20);
+    match boot {
+        Boot::ByApi => Ok((connect_late(owned, api_sock, limit, boot, OFTEN).await?, false)),
+        Boot::FromConfig => tokio::select! {
+            connected = connect_late(owned, api_sock, limit, boot, rarely) => Ok((connected?, false)),
+            () = guest_runs(&owned.child) => {
+                Ok((connect_late(owned, api_sock, limit, boot, OFTEN).await?, true))
+            }
+        },
+    }
+}
+
+/// Between two tries of [`connect_late`] for a VMM that should listen any moment.
+const OFTEN: Duration = Duration::from_millis(2);
+
+async fn answered(child: &Child, stream: UnixStream, asked: Asked, runs: bool) -> Result<Seen, Broken> {
     let stream = tokio::net::UnixStream::from_std(stream).map_err(Broken::Host)?;
     match asked {
         Asked::Instance(mut first) => loop {
@@ -127,7 +150,9 @@ async fn answered(child: &Child, stream: UnixStream, asked: Asked) -> Result<See
                 }
             }
             drop(stream);
-            guest_runs(child).await;
+            if !runs {
+                guest_runs(child).await;
+            }
             Ok(Seen::Guest(Instant::now()))
         }
     }
@@ -136,14 +161,15 @@ async fn answered(child: &Child, stream: UnixStream, asked: Asked) -> Result<See
 /// Firecracker's log once the VM of a config file was built and started.
 const STARTED: &str = "Successfully started microvm";
 
-/// Waits for a sign that the guest runs: a byte of it, or Firecracker's log saying so, or else a vCPU's thread, which is
-/// looked for ever more rarely.
+/// Waits for a sign that the guest runs: a byte of it, or Firecracker's log saying so. Where neither comes to us, or both are
+/// silent, a vCPU's thread is looked for; rarely, since a look costs more than all the rest of a start's watching.
 async fn guest_runs(child: &Child) {
-    const LOOKS: (Duration, Duration) = (Duration::from_millis(16), Duration::from_millis(256));
+    const MOST_RARELY: Duration = Duration::from_millis(500);
+    let blind = child.console.is_closed() && child.diagnostics.is_closed();
+    let mut pause = Duration::from_millis(if blind { 8 } else { 250 });
     let (mut console, mut log) = (child.console.reader(), child.diagnostics.reader());
     let (mut console_open, mut log_open) = (true, true);
     let mut said = String::new();
-    let mut pause = LOOKS.0;
     let mut next_look = Deadline::now() + pause;
     loop {
         tokio::select! {
@@ -166,7 +192,7 @@ async fn guest_runs(child: &Child) {
                 if has_vcpu(child.pid.as_raw_pid()) {
                     return;
                 }
-                pause = (pause * 2).min(LOOKS.1);
+                pause = (pause * 2).min(MOST_RARELY);
                 next_look = Deadline::now() + pause;
             }
         }
@@ -179,23 +205,24 @@ enum Broken {
     Api(ApiError),
 }
 
-/// For a VMM that did not listen within the spawning thread's patience.
+/// For a VMM that the spawning thread did not wait for, or not for as long as it took.
 async fn connect_late(
     owned: &Owned,
     api_sock: &Path,
     limit: Duration,
     boot: Boot,
+    pause: Duration,
 ) -> Result<Connected, Stopped> {
     let child = &owned.child;
     let mut connector = connector(api_sock)?;
     loop {
+        if let Some(connected) = try_connect(child, api_sock, &mut connector, boot)? {
+            return Ok(connected);
+        }
         tokio::select! {
             biased;
             ended = child.wait() => return Err(Stopped::Exited(ended.exit)),
-            () = sleep(Duration::from_millis(2)) => {}
-        }
-        if let Some(connected) = try_connect(child, api_sock, &mut connector, boot)? {
-            return Ok(connected);
+            () = sleep(pause) => {}
         }
         if child.running.elapsed() >= limit {
             return Err(Stopped::Failed(SpawnError::SocketTimeout {

@@ -171,6 +171,11 @@ impl Pool {
         thread.spawn(move || self.serve(cradle)).map(drop)
     }
 
+    /// Whether others wait to be started.
+    fn is_crowded(&self) -> bool {
+        !self.jobs.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     fn push(&self, job: Job) {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
         self.arrived.notify_one();
@@ -191,7 +196,7 @@ impl Pool {
             // being dropped.
             match job {
                 Some(Job::Vmm { launch, reply }) if !reply.is_closed() => {
-                    let _ = reply.send(spawn_vmm(&launch, &mut cradle));
+                    let _ = reply.send(spawn_vmm(&launch, &mut cradle, || self.is_crowded()));
                 }
                 Some(Job::Program { argv, reply }) if !reply.is_closed() => {
                     let _ = reply.send(spawn_program(argv, &mut cradle));
@@ -202,7 +207,11 @@ impl Pool {
     }
 }
 
-fn spawn_vmm(launch: &Launch, cradle: &mut Cradle) -> Result<Started, SpawnError> {
+fn spawn_vmm(
+    launch: &Launch,
+    cradle: &mut Cradle,
+    crowded: impl FnOnce() -> bool,
+) -> Result<Started, SpawnError> {
     let watcher = Watcher::get().map_err(|source| SpawnError::host("watch processes", source))?;
     make_way(&launch.api_sock)?;
     let (seen_by_child, directory) = childs_view(&launch.api_sock)?;
@@ -229,7 +238,12 @@ fn spawn_vmm(launch: &Launch, cradle: &mut Cradle) -> Result<Started, SpawnError
     let own_socket = OwnSocket::expected_at(launch.api_sock.clone());
     let child = Arc::new(Child::new(pid, pidfd, running, launch.keep_output, Some(own_socket)));
     let owned = watched(&watcher, child, pipes, launch.lifetime != Lifetime::WithOwner)?;
-    let mut connected = connect_soon(&owned.child, &launch.api_sock, Boot::of(launch))?;
+    let boot = Boot::of(launch);
+    if boot == Boot::FromConfig && crowded() {
+        // The guest's first sign comes by itself: no need to hold up the others, nor to try again and again.
+        return Ok(Started { owned, console_input, connected: None });
+    }
+    let mut connected = connect_soon(&owned.child, &launch.api_sock, boot)?;
     // With a config file the VM has to be built as well, which is not worth waiting for here.
     if let Some(connected) = &mut connected {
         answer_soon(&owned.child, connected);

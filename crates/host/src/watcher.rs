@@ -247,6 +247,12 @@ impl Watcher {
             .and_then(|()| pipes.diagnostics.as_ref().map_or(Ok(()), |fd| add(fd, Source::Diagnostics)))
             .and_then(|()| add(&child.pidfd, Source::Exit));
         added?;
+        // Of a detached child nothing comes this way, and nobody shall wait for it.
+        for (pipe, output) in [(&pipes.console, &child.console), (&pipes.diagnostics, &child.diagnostics)] {
+            if pipe.is_none() {
+                output.close();
+            }
+        }
         table.watched.insert(number, Watched { child: Arc::clone(child), pipes });
         Ok(())
     }

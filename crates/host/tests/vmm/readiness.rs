@@ -110,6 +110,8 @@ fn a_stale_socket_is_removed() {
     run(async {
         let scene = Scene::new();
         drop(UnixListener::bind(scene.path("api.sock")).unwrap());
+        // A child that another test is just making may hold a copy for a moment.
+        eventually("nobody listens", patience(), || UnixStream::connect(scene.path("api.sock")).is_err());
         let vmm = Vmm::spawn(scene.bare_launch()).await.unwrap();
         vmm.stop(&Ladder::default()).await.unwrap();
     });
