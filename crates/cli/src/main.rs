@@ -40,6 +40,7 @@ fn main() -> ExitCode {
             return Exit::Internal.into();
         }
     };
+    smartvm::prompt_thread();
     let exit = runtime.block_on(dispatch(arguments.command, arguments.verbose, &printer));
     // A thread that waits for a key or for a slow reader must not keep us.
     runtime.shutdown_background();

@@ -19,6 +19,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::DupFlags;
 use rustix::process::Pid;
 
+use crate::prompt::usual_slice;
+
 /// Everything the child needs, made ready before it exists: the child itself must not allocate.
 #[derive(Debug)]
 pub(crate) struct ChildPlan {
@@ -286,8 +288,9 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
         if !(*shared).current_dir.is_null() && libc::chdir((*shared).current_dir) != 0 {
             fail(c"chdir");
         }
-        // The spawning threads sleep with a fine timer; the VMM gets the usual slack of 50 µs back.
+        // The spawning threads sleep with a fine timer and run in short slices; the VMM gets what is usual back.
         libc::prctl(libc::PR_SET_TIMERSLACK, 50_000);
+        usual_slice();
 
         // The bare system call, since the C library's refuses the two signals it uses itself. All zero is SIG_DFL.
         let default = [0_u64; 4];

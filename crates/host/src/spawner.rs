@@ -30,6 +30,7 @@ use tokio::sync::oneshot;
 use crate::clone::{ChildPlan, Cradle, Stdio, clone_exec, fine_timer};
 use crate::error::SpawnError;
 use crate::launch::{ConsoleInput, Launch, Lifetime, c_string};
+use crate::prompt::prompt_thread;
 use crate::socket_path::{OwnSocket, make_way};
 use crate::watcher::{Child, Pipes, Watcher};
 
@@ -183,6 +184,7 @@ impl Pool {
 
     fn serve(&self, mut cradle: Cradle) {
         fine_timer();
+        prompt_thread();
         loop {
             let job = {
                 let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::output::Output;
 use crate::process::{Exit, ProcessId};
+use crate::prompt::prompt_thread;
 use crate::socket_path::OwnSocket;
 use crate::vmm::{Ended, Rung};
 
@@ -262,6 +263,7 @@ impl Watcher {
     }
 
     fn run(&self) {
+        prompt_thread();
         let mut events = Vec::with_capacity(64);
         let mut buffer = vec![0; 64 * 1024];
         loop {

@@ -40,6 +40,7 @@ pub use smartvm_core::explain;
 pub use smartvm_core::id::MachineId;
 pub use smartvm_core::machine::State;
 pub use smartvm_firecracker::Version;
+pub use smartvm_host::prompt_thread;
 pub use smartvm_host::{
     ConsoleInput, Ended, FirecrackerBinary, Ladder, LogLevel, LogOptions, Output, OutputReader, Readiness,
     Rung, Seccomp, StopError, Timeline,

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use smartvm_bench::figure::{Better, Figure, Target, keep, table};
 use smartvm_bench::floor::{Raw, get_instance, own_cpu_ms};
@@ -97,7 +98,10 @@ fn main() -> Outcome<ExitCode> {
     let arguments = Arguments::parse();
     match arguments.part {
         Some(Part::FloorBatch { n }) => print_batch(&floor_batch(n)?),
-        Some(Part::OurBatch { n }) => print_batch(&our_batch(n)?),
+        Some(Part::OurBatch { n }) => {
+            smartvm_host::prompt_thread();
+            print_batch(&our_batch(n)?)
+        }
         Some(Part::Spin) => loop {
             std::hint::spin_loop();
         },
@@ -111,6 +115,7 @@ fn print_batch(batch: &Batch) -> Outcome<ExitCode> {
 }
 
 fn bench(arguments: &Arguments) -> Outcome<ExitCode> {
+    let busy: Vec<Spinner> = (0..cores()).map(|_| Spinner::at_rest()).collect::<Outcome<_>>()?;
     let bench = Bench::new()?;
     let mut figures = Vec::new();
     println!("bench start: {} interleaved runs, {} batches of 50", arguments.runs, arguments.batches);
@@ -119,8 +124,9 @@ fn bench(arguments: &Arguments) -> Outcome<ExitCode> {
         figures.push(bench.ready("ready", arguments.runs)?);
     }
     if wanted("ready-busy") {
-        let _busy: Vec<Spinner> = (0..cores()).map(|_| Spinner::start()).collect::<Outcome<_>>()?;
+        busy.iter().for_each(|spinner| spinner.signal(Signal::CONT));
         figures.push(bench.ready("ready-busy", arguments.runs)?);
+        busy.iter().for_each(|spinner| spinner.signal(Signal::STOP));
     }
     if wanted("first-byte") {
         figures.extend(bench.first_byte(arguments.runs)?);
@@ -176,13 +182,21 @@ impl Bench {
 
     fn our_ready(&self) -> Outcome<f64> {
         let launch = quiet(Launch::new(&self.firecracker, self.idle.socket(1)));
-        self.runtime.block_on(async {
+        self.on_a_managers_thread(async move {
             let begun = Instant::now();
-            let vmm = Vmm::spawn(launch).await?;
+            let vmm = Vmm::spawn(launch).await.map_err(|error| error.to_string())?;
             let took = ms(begun.elapsed());
-            vmm.stop(&Ladder::kill_now()).await?;
+            vmm.stop(&Ladder::kill_now()).await.map_err(|error| error.to_string())?;
             Ok(took)
         })
+    }
+
+    /// On a thread of the runtime, as in a manager; the floor runs on this plain one.
+    fn on_a_managers_thread(
+        &self,
+        work: impl Future<Output = Result<f64, String>> + Send + 'static,
+    ) -> Outcome<f64> {
+        Ok(self.runtime.block_on(self.runtime.spawn(work))??)
     }
 
     fn floor_ready(&self) -> Outcome<f64> {
@@ -210,11 +224,12 @@ impl Bench {
     }
 
     fn our_first_byte(&self) -> Outcome<f64> {
-        self.runtime.block_on(async {
+        let launch = configured(&self.firecracker, &self.idle, 1);
+        self.on_a_managers_thread(async move {
             let begun = Instant::now();
-            let vmm = self.running().await?;
+            let vmm = running(launch).await?;
             let took = ms(begun.elapsed());
-            vmm.stop(&Ladder::kill_now()).await?;
+            vmm.stop(&Ladder::kill_now()).await.map_err(|error| error.to_string())?;
             Ok(took)
         })
     }
@@ -236,10 +251,11 @@ impl Bench {
     }
 
     fn our_stop(&self) -> Outcome<f64> {
-        self.runtime.block_on(async {
-            let vmm = self.running().await?;
+        let launch = configured(&self.firecracker, &self.idle, 1);
+        self.on_a_managers_thread(async move {
+            let vmm = running(launch).await?;
             let begun = Instant::now();
-            vmm.stop(&Ladder::default()).await?;
+            vmm.stop(&Ladder::default()).await.map_err(|error| error.to_string())?;
             Ok(ms(begun.elapsed()))
         })
     }
@@ -256,13 +272,13 @@ impl Bench {
     fn by_api_calls(&self) -> std::io::Result<Raw> {
         Raw::by_api_calls(&self.firecracker, &self.idle.socket(0), &self.idle.kernel(), MEM_SIZE_MIB)
     }
+}
 
-    /// A VM of ours past its first byte.
-    async fn running(&self) -> Outcome<Vmm> {
-        let vmm = Vmm::spawn(configured(&self.firecracker, &self.idle, 1)).await?;
-        vmm.console().reader().next().await.ok_or("the guest said nothing")?;
-        Ok(vmm)
-    }
+/// A VM of ours past its first byte.
+async fn running(launch: Launch) -> Result<Vmm, String> {
+    let vmm = Vmm::spawn(launch).await.map_err(|error| error.to_string())?;
+    vmm.console().reader().next().await.ok_or("the guest said nothing")?;
+    Ok(vmm)
 }
 
 /// Samples of each, one after the other, beginning with another one in each round: what a start costs depends on what the
@@ -282,7 +298,11 @@ fn by_turns<const N: usize>(
 }
 
 fn runtime() -> Outcome<Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(smartvm_host::prompt_thread)
+        .enable_all()
+        .build()?)
 }
 
 fn quiet(mut launch: Launch) -> Launch {
@@ -411,12 +431,19 @@ fn rss_kib() -> Outcome<f64> {
     Ok(line.split_ascii_whitespace().nth(1).ok_or("no number in VmRSS")?.parse()?)
 }
 
-/// One busy core.
+/// One core's worth of somebody else's work.
 struct Spinner(Child);
 
 impl Spinner {
-    fn start() -> Outcome<Self> {
-        Ok(Self(Command::new(std::env::current_exe()?).arg("spin").spawn()?))
+    fn at_rest() -> Outcome<Self> {
+        let spinner = Self(Command::new(std::env::current_exe()?).arg("spin").spawn()?);
+        spinner.signal(Signal::STOP);
+        Ok(spinner)
+    }
+
+    fn signal(&self, signal: Signal) {
+        // Our own child, not yet reaped.
+        let _ = kill_process(Pid::from_child(&self.0), signal);
     }
 }
 
