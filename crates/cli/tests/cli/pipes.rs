@@ -286,13 +286,16 @@ fn an_error_has_the_last_lines_of_a_log_that_the_config_names() {
 #[test]
 fn a_config_that_does_not_come_holds_up_no_signal() {
     let scene = Scene::new();
-    let fifo = scene.fifo("vm.json");
-    for detach in [&[][..], &["--detach"]] {
+    for (name, detach) in [("first.json", &[][..]), ("second.json", &["--detach"])] {
+        // One each: a program that another test is just starting may hold a copy of the writer for a moment.
+        let fifo = scene.fifo(name);
         let mut run = Running::start(scene.smartvm().arg("run").args(detach).arg("--config-file").arg(&fifo));
         // Opening for writing succeeds once somebody reads.
         let mut writer = None;
         wait_until("it opens the FIFO", patience(), || {
-            writer = rustix::fs::open(&fifo, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok();
+            writer =
+                rustix::fs::open(&fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+                    .ok();
             writer.is_some()
         });
         run.signal(Signal::TERM);
