@@ -78,7 +78,7 @@ pub(crate) struct Started {
     pub(crate) connected: Option<Connected>,
 }
 
-/// A connection to a child on which `GET /` was sent.
+/// A connection to a child on which something was asked.
 #[derive(Debug)]
 pub(crate) struct Connected {
     pub(crate) stream: UnixStream,

@@ -256,6 +256,12 @@ fn a_vmm_inherits_nothing_of_its_owner() {
         if let Ok(slack) = fs::read_to_string(format!("/proc/{}/timerslack_ns", vmm.pid())) {
             assert_eq!(slack, "50000\n", "the kernel's default, not the spawning thread's");
         }
+        // Ours is the usual one as well: nobody made this thread prompt. Not every kernel shows it.
+        let slice = |pid: i32| {
+            let sched = fs::read_to_string(format!("/proc/{pid}/sched")).unwrap_or_default();
+            sched.lines().find(|line| line.starts_with("se.slice")).map(str::to_owned)
+        };
+        assert_eq!(slice(vmm.pid()), slice(rustix::process::getpid().as_raw_pid()));
         let session = rustix::process::getsid(rustix::process::Pid::from_raw(vmm.pid())).unwrap();
         assert_eq!(session.as_raw_pid(), vmm.pid(), "a session of its own: no terminal signals it");
         vmm.stop(&Ladder::default()).await.unwrap();
