@@ -99,6 +99,7 @@ impl Exit {
             | Code::SpawnFailed => Self::StartFailed,
             Code::MachineBusy | Code::NotFound | Code::InvalidState => Self::MachineUnavailable,
             Code::StopTimeout => Self::NotReleased,
+            Code::InvalidImage | Code::InvalidKernel => Self::InvalidConfig,
             _ => Self::Internal,
         }
     }

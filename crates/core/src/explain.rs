@@ -49,8 +49,22 @@ pub enum Code {
     Host,
     /// Another owner holds this machine.
     MachineBusy,
-    /// No machine of this id.
+    /// No machine, image, kernel or version of this name.
     NotFound,
+    /// Something could not be fetched: name lookup, connection, TLS, an HTTP status, a body that ended early.
+    DownloadFailed,
+    /// A server or registry refused the credentials, or wants some.
+    Unauthorized,
+    /// What was fetched or is stored does not have the promised digest or size.
+    DigestMismatch,
+    /// The image or archive is malformed, hostile, or of a kind that is not supported.
+    InvalidImage,
+    /// The kernel or its modules are malformed, or of a kind that is not supported.
+    InvalidKernel,
+    /// The store is damaged, of a newer format, or cannot be used.
+    Store,
+    /// It is in use and may not be removed.
+    InUse,
 }
 
 impl Code {
@@ -76,6 +90,13 @@ impl Code {
             Self::Host => "HOST",
             Self::MachineBusy => "MACHINE_BUSY",
             Self::NotFound => "NOT_FOUND",
+            Self::DownloadFailed => "DOWNLOAD_FAILED",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::DigestMismatch => "DIGEST_MISMATCH",
+            Self::InvalidImage => "INVALID_IMAGE",
+            Self::InvalidKernel => "INVALID_KERNEL",
+            Self::Store => "STORE",
+            Self::InUse => "IN_USE",
         }
     }
 }

@@ -28,6 +28,11 @@ pub const PACKAGES: &[(&str, &str)] = &[
     ("debian-archive-keyring", "proves that Debian's packages are Debian's"),
     ("e2fsprogs", "makes the emulated host's file system (mke2fs)"),
     ("cpio", "checks our initramfs writer (a unit test)"),
+    ("docker-registry", "the registry that pull tests pull from"),
+    ("skopeo", "puts images into that registry"),
+    ("squashfs-tools", "makes a squashfs root for tests (mksquashfs)"),
+    ("apache2-utils", "makes the registry's password file (htpasswd)"),
+    ("g++", "builds libFuzzer"),
 ];
 
 /// The Firecracker version that tests run against when none is given.

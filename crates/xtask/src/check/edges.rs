@@ -12,17 +12,27 @@ use super::{Findings, text};
 /// Who builds the product, and on what of the workspace it may stand.
 const PRODUCT: &[(&str, &[&str])] = &[
     ("smartvm-cli", &["smartvm", "smartvm-core"]),
-    ("smartvm", &["smartvm-host", "smartvm-firecracker", "smartvm-core"]),
+    (
+        "smartvm",
+        &["smartvm-images", "smartvm-host", "smartvm-firecracker", "smartvm-guest-api", "smartvm-core"],
+    ),
+    ("smartvm-images", &["smartvm-guest-binary", "smartvm-guest-api", "smartvm-core"]),
     ("smartvm-host", &["smartvm-firecracker", "smartvm-core"]),
     ("smartvm-firecracker", &["smartvm-core"]),
-    ("smartvm-core", &[]),
+    ("smartvm-guest-binary", &[]),
+    ("smartvm-guest", &["smartvm-guest-api"]),
+    ("smartvm-guest-api", &[]),
+    ("smartvm-core", &["smartvm-guest-api"]),
 ];
 
 /// Who serves developers. No product crate depends on these, except to test itself with the lab.
 const DEVELOPERS: &[(&str, &[&str])] = &[
-    ("smartvm-lab", &["smartvm-core"]),
-    ("smartvm-bench", &["smartvm", "smartvm-host", "smartvm-firecracker", "smartvm-core", "smartvm-lab"]),
-    ("xtask", &["smartvm-lab", "smartvm-core"]),
+    ("smartvm-lab", &["smartvm-images", "smartvm-core"]),
+    (
+        "smartvm-bench",
+        &["smartvm", "smartvm-images", "smartvm-host", "smartvm-firecracker", "smartvm-core", "smartvm-lab"],
+    ),
+    ("xtask", &["smartvm-lab", "smartvm-images", "smartvm-core"]),
 ];
 
 /// What the pure core may never depend on: runtimes and the ways to the system.

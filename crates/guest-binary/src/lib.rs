@@ -1,0 +1,1 @@
+//! The built guest program, as bytes to put into an initramfs.
