@@ -1,1 +1,3 @@
 //! What host and guest say to each other: types without a runtime of either side.
+
+pub mod boot;
