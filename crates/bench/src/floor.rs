@@ -89,6 +89,17 @@ impl Raw {
         Self::spawn(firecracker, &["--no-api".as_ref(), "--config-file".as_ref(), config.as_os_str()])
     }
 
+    /// Booted from a config file, with an API that nothing is asked on.
+    ///
+    /// # Errors
+    /// When a system call fails.
+    pub fn with_both(firecracker: &Path, socket: &Path, config: &Path) -> io::Result<Self> {
+        let (api, file) = ("--api-sock".as_ref(), "--config-file".as_ref());
+        let mut raw = Self::spawn(firecracker, &[api, socket.as_os_str(), file, config.as_os_str()])?;
+        raw.socket = Some(socket.to_owned());
+        Ok(raw)
+    }
+
     /// Booted by the three calls it takes, on one connection.
     ///
     /// # Errors

@@ -88,7 +88,10 @@ async fn waited(
     let child = &started.owned.child;
     let (connected, runs) = match started.connected.take() {
         Some(connected) => (connected, false),
-        None => first_sign(&started.owned, api_sock, limits.socket, boot).await?,
+        None => match first_sign(&started.owned, api_sock, limits.socket, boot).await? {
+            Sign::Connected(connected, runs) => (connected, runs),
+            Sign::Guest(at) => return Ok(Seen::Guest(at)),
+        },
     };
     *socket = Some(connected.at);
     if let Some((info, at)) = connected.answer {
@@ -109,25 +112,35 @@ async fn waited(
     }
 }
 
-/// The connection, and whether the guest was seen to run before there was one. A guest that boots by itself is
-/// listened for, which costs nothing, while its socket is tried for rarely.
-async fn first_sign(
-    owned: &Owned,
-    api_sock: &Path,
-    limit: Duration,
-    boot: Boot,
-) -> Result<(Connected, bool), Stopped> {
-    let rarely = Duration::from_millis(20);
-    match boot {
-        Boot::ByApi => Ok((connect_late(owned, api_sock, limit, boot, OFTEN).await?, false)),
-        Boot::FromConfig => tokio::select! {
-            connected = connect_late(owned, api_sock, limit, boot, rarely) => Ok((connected?, false)),
-            () = guest_runs(&owned.child) => {
-                Ok((connect_late(owned, api_sock, limit, boot, OFTEN).await?, true))
-            }
-        },
-    }
+/// What is seen first of a VMM that the spawning thread did not wait for.
+enum Sign {
+    Connected(Connected, bool),
+    /// The guest runs, so the socket was made before it (Firecracker binds it before it builds the VM) and is there.
+    Guest(Instant),
 }
+
+/// A guest that boots by itself is listened for, which costs nothing, while its socket is hardly tried for.
+async fn first_sign(owned: &Owned, api_sock: &Path, limit: Duration, boot: Boot) -> Result<Sign, Stopped> {
+    if boot == Boot::ByApi {
+        return Ok(Sign::Connected(connect_late(owned, api_sock, limit, boot, OFTEN).await?, false));
+    }
+    tokio::select! {
+        biased;
+        () = guest_runs(&owned.child) => {}
+        connected = async {
+            sleep(RARELY).await;
+            connect_late(owned, api_sock, limit, boot, RARELY).await
+        } => return Ok(Sign::Connected(connected?, false)),
+        ended = owned.child.wait() => return Err(Stopped::Exited(ended.exit)),
+    }
+    if owned.child.socket_is_there() {
+        return Ok(Sign::Guest(Instant::now()));
+    }
+    Ok(Sign::Connected(connect_late(owned, api_sock, limit, boot, OFTEN).await?, true))
+}
+
+/// Between two tries of [`connect_late`] for a VMM whose guest will tell when it listens.
+const RARELY: Duration = Duration::from_millis(100);
 
 /// Between two tries of [`connect_late`] for a VMM that should listen any moment.
 const OFTEN: Duration = Duration::from_millis(2);

@@ -116,9 +116,11 @@ impl OwnSocket {
         Self { path, file: None }
     }
 
-    /// We are connected: the file there now is the VMM's.
-    pub(crate) fn confirm(&mut self) {
-        self.file = fs::symlink_metadata(&self.path).ok().map(|metadata| FileId::of(&metadata));
+    /// The VMM listens: the socket there now is its own. Whether there is one.
+    pub(crate) fn confirm(&mut self) -> bool {
+        let found = fs::symlink_metadata(&self.path).ok().filter(|metadata| metadata.file_type().is_socket());
+        self.file = found.map(|metadata| FileId::of(&metadata));
+        self.file.is_some()
     }
 
     /// Removes the file if it is the VMM's, which has ended; leaves alone what others put there.

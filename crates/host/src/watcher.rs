@@ -78,6 +78,11 @@ impl Child {
         }
     }
 
+    /// Whether its socket stands where it shall be; remembered if so.
+    pub(crate) fn socket_is_there(&self) -> bool {
+        self.socket().as_mut().is_some_and(OwnSocket::confirm)
+    }
+
     /// The socket is somebody else's: leave it alone when this child ends.
     pub(crate) fn disown_socket(&self) {
         *self.socket() = None;

@@ -45,7 +45,12 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Part {
     /// N at once by hand.
-    FloorBatch { n: usize },
+    FloorBatch {
+        n: usize,
+        /// Firecrackers that nobody can speak to.
+        #[arg(long)]
+        no_api: bool,
+    },
     /// N at once by smartvm.
     OurBatch { n: usize },
     /// Keeps one core busy until killed.
@@ -97,7 +102,7 @@ const TARGETS: &[Target] = &[
 fn main() -> Outcome<ExitCode> {
     let arguments = Arguments::parse();
     match arguments.part {
-        Some(Part::FloorBatch { n }) => print_batch(&floor_batch(n)?),
+        Some(Part::FloorBatch { n, no_api }) => print_batch(&floor_batch(n, !no_api)?),
         Some(Part::OurBatch { n }) => {
             smartvm_host::prompt_thread();
             print_batch(&our_batch(n)?)
@@ -283,6 +288,9 @@ async fn running(launch: Launch) -> Result<Vmm, String> {
 
 /// Samples of each, one after the other, beginning with another one in each round: what a start costs depends on what the
 /// one before left to the kernel.
+///
+/// Each begins at another moment of the kernel's clock, as real starts do. The one before ends with a tick, so without that
+/// all would run in step with it, and a microsecond more or less would count for a whole tick.
 fn by_turns<const N: usize>(
     runs: usize,
     contenders: [&dyn Fn() -> Outcome<f64>; N],
@@ -291,11 +299,17 @@ fn by_turns<const N: usize>(
     for round in 0..runs {
         for turn in 0..N {
             let which = (round + turn) % N;
+            std::thread::sleep(TICKS.mul_f64((round * N + turn) as f64 * GOLDEN_RATIO % 1.0));
             samples[which].push(contenders[which]()?);
         }
     }
     Ok(samples)
 }
+
+/// Two ticks of a kernel with 250 of them a second.
+const TICKS: Duration = Duration::from_millis(8);
+/// Its multiples fall everywhere between two whole numbers, and evenly.
+const GOLDEN_RATIO: f64 = 0.618_033_988_749_895;
 
 fn runtime() -> Outcome<Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread()
@@ -316,16 +330,19 @@ fn configured(firecracker: &Path, scene: &Scene, number: usize) -> Launch {
     launch
 }
 
+/// The floor of a machine is a Firecracker that can be spoken to: without its API socket, and the thread and the seccomp
+/// filter that serve it, nobody can pause, snapshot or stop it in order. What that costs is told beside it.
 fn batches(batches: usize) -> Outcome<Vec<Figure>> {
     let mut figures = Vec::new();
     let (mut cpu, mut rss, mut lost_or_left, mut starts) = (Vec::new(), Vec::new(), 0, 0);
     for (n, rounds) in [(50, batches), (200, batches.div_ceil(4))] {
-        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        let rate = |batch: &Batch| n as f64 / batch.ms * 1e3;
+        let (mut ours, mut floor, mut no_api) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..rounds {
-            let by_hand = part("floor-batch", n)?;
-            floor.push(n as f64 / by_hand.ms * 1e3);
-            let by_us = part("our-batch", n)?;
-            ours.push(n as f64 / by_us.ms * 1e3);
+            floor.push(rate(&part("floor-batch", n, &[])?));
+            let by_us = part("our-batch", n, &[])?;
+            ours.push(rate(&by_us));
+            no_api.push(rate(&part("floor-batch", n, &["--no-api"])?));
             lost_or_left += by_us.lost + by_us.left_behind;
             starts += n;
             if n == 200 {
@@ -333,7 +350,10 @@ fn batches(batches: usize) -> Outcome<Vec<Figure>> {
                 rss.push(by_us.rss_kib_per_vm);
             }
         }
-        figures.push(Figure::against(&format!("start-{n}"), "VMs/s", Better::Higher, &ours, &floor));
+        let against =
+            |name: String, floor: &[f64]| Figure::against(&name, "VMs/s", Better::Higher, &ours, floor);
+        figures.push(against(format!("start-{n}"), &floor));
+        figures.push(against(format!("start-{n}-vs-no-api"), &no_api));
     }
     figures.push(Figure::alone("manager-cpu", "ms/VM", &cpu));
     figures.push(Figure::alone("manager-rss", "KiB/VM", &rss));
@@ -344,9 +364,10 @@ fn batches(batches: usize) -> Outcome<Vec<Figure>> {
 }
 
 /// Runs a batch in a process of its own.
-fn part(name: &str, n: usize) -> Outcome<Batch> {
+fn part(name: &str, n: usize, more: &[&str]) -> Outcome<Batch> {
     let output = Command::new(std::env::current_exe()?)
         .args([name, &n.to_string()])
+        .args(more)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()?;
@@ -357,11 +378,14 @@ fn part(name: &str, n: usize) -> Outcome<Batch> {
 }
 
 /// All are spawned before any is waited for: their waits inside the kernel overlap.
-fn floor_batch(n: usize) -> Outcome<Batch> {
+fn floor_batch(n: usize, api: bool) -> Outcome<Batch> {
     let (firecracker, scene) = (smartvm_lab::firecracker(), Scene::new(Guest::ByteThenIdle)?);
     let (cpu_before, begun) = (own_cpu_ms(), Instant::now());
-    let mut raws: Vec<Raw> =
-        (0..n).map(|_| Raw::without_api(&firecracker, &scene.config())).collect::<std::io::Result<_>>()?;
+    let start = |number| match api {
+        true => Raw::with_both(&firecracker, &scene.socket(number), &scene.config()),
+        false => Raw::without_api(&firecracker, &scene.config()),
+    };
+    let mut raws: Vec<Raw> = (0..n).map(start).collect::<std::io::Result<_>>()?;
     for raw in &mut raws {
         raw.first_byte()?;
     }
