@@ -1,6 +1,5 @@
 //! What the host orders guest init to do.
 
-use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::str::FromStr;
@@ -264,12 +263,12 @@ impl Read {
         self.take(&name, value).map_err(|problem| problem.of(&name))
     }
 
-    fn take(&mut self, name: &Cow<'_, str>, value: Option<&[u8]>) -> Result<(), Problem> {
+    fn take(&mut self, name: &str, value: Option<&[u8]>) -> Result<(), Problem> {
         let value = words::decode(value.ok_or(MALFORMED)?).ok_or(Problem("has a % that begins no byte"))?;
         if value.contains(&0) {
             return Err(NUL);
         }
-        match name.as_ref() {
+        match name {
             "argv" => self.argv.push(OsString::from_vec(value)),
             "env" => {
                 let at = value.iter().position(|byte| *byte == b'=').ok_or(MALFORMED)?;
