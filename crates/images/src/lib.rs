@@ -1,9 +1,17 @@
 //! What a machine boots from, fetched or built once, verified, and shared by all machines of a host.
 //!
 //! * [`digest`]: the names of contents
+//! * [`progress`]: what long work tells while it runs
+//! * [`blocking`]: work that blocks a thread, and stops when nobody waits
+//! * [`store`]: contents and records, shared by all processes of this host
 //! * [`image`]: OCI images, from registries and archives
 
+pub mod blocking;
 pub mod digest;
 pub mod image;
+pub mod progress;
+pub mod store;
 
 pub use digest::Digest;
+pub use progress::Progress;
+pub use store::Store;
