@@ -24,23 +24,31 @@
 //! Order of the rest: [`Kind`] and records, `staged` (writing a blob), `hold`, [`StoreLock`], [`UseGuard`], and what
 //! looks at the whole: `gc`, `verify`, `df`.
 
+mod contents;
+mod df;
 mod error;
 mod flock;
 mod folder;
+mod gc;
 mod hold;
 mod name;
 mod record;
 mod staged;
 mod uses;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use contents::Usage;
+pub use df::{DfReport, KindUsage};
 pub use error::StoreError;
 pub use flock::StoreLock;
+pub use gc::{BASES_KEPT, Collected, GcOptions, GcReport};
 pub use record::{Kind, Listing, Record, RecordId};
 pub use staged::{BlobMode, Staged};
 pub use uses::{LiveUse, UseGuard};
+pub use verify::{Finding, VerifyOptions, VerifyReport};
 
 use crate::Digest;
 use crate::progress::Progress;
@@ -129,13 +137,13 @@ impl Store {
         StoreLock::wait(&self.lock_path(&work), &work, progress).await
     }
 
-    /// The same without waiting.
+    /// The same for a caller that does not want to wait.
     ///
     /// # Errors
     /// [`StoreError::Busy`] when somebody does it.
     pub fn try_lock(&self, purpose: &str, key: &str) -> Result<StoreLock, StoreError> {
         let work = format!("{purpose} {key}");
-        StoreLock::try_take(&self.lock_path(&work), &work)
+        StoreLock::take_soon(&self.lock_path(&work), &work)
     }
 
     fn lock_path(&self, work: &str) -> PathBuf {

@@ -18,6 +18,9 @@ use crate::progress::Progress;
 /// How long a lock is waited for that is held only for moments.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long somebody may look at a lock that is free.
+const MOMENT: Duration = Duration::from_millis(100);
+
 /// Pauses between two tries, for threads and for tasks.
 const SHORT: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_millis(100);
@@ -73,6 +76,11 @@ impl Flock {
     /// Waits for a lock that is held only for moments. Blocks the thread for at most a minute.
     pub(super) fn take(path: &Path, share: Share, purpose: &str) -> Result<Self, StoreError> {
         Self::take_within(path, share, purpose, PATIENCE)
+    }
+
+    /// Takes a lock that somebody may just be looking at: gc holds for a moment what it finds free.
+    pub(super) fn take_soon(path: &Path, share: Share, purpose: &str) -> Result<Self, StoreError> {
+        Self::take_within(path, share, purpose, MOMENT)
     }
 
     fn take_within(path: &Path, share: Share, purpose: &str, patience: Duration) -> Result<Self, StoreError> {
@@ -137,12 +145,17 @@ impl StoreLock {
         &self.path
     }
 
-    pub(super) fn try_take(path: &Path, purpose: &str) -> Result<Self, StoreError> {
+    fn try_take(path: &Path, purpose: &str) -> Result<Self, StoreError> {
         match Flock::try_take(path, Share::Alone) {
             Ok(Some(lock)) => Ok(Self { _lock: lock, path: path.to_owned() }),
             Ok(None) => Err(busy(path, purpose)),
             Err(error) => Err(StoreError::io("lock", path, error)),
         }
+    }
+
+    pub(super) fn take_soon(path: &Path, purpose: &str) -> Result<Self, StoreError> {
+        let lock = Flock::take_soon(path, Share::Alone, purpose)?;
+        Ok(Self { _lock: lock, path: path.to_owned() })
     }
 
     /// Waits for as long as the caller wants, and says so once.
@@ -168,7 +181,7 @@ impl StoreLock {
     }
 }
 
-pub(super) fn busy(path: &Path, purpose: &str) -> StoreError {
+fn busy(path: &Path, purpose: &str) -> StoreError {
     StoreError::Busy { purpose: purpose.to_owned(), path: path.to_owned(), pid: held_by(path) }
 }
 

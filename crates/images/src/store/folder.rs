@@ -65,11 +65,11 @@ fn begin(dir: &Path, version: &Path) -> Result<(), StoreError> {
     file.as_file().sync_all().map_err(at)?;
     match file.persist_noclobber(version) {
         Ok(_) => sync(dir),
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-            let text = fs::read_to_string(version).map_err(|error| StoreError::io("read", version, error))?;
-            check(dir, version, &text)
-        }
-        Err(error) => Err(at(error.error)),
+        // Somebody else made the store meanwhile, and may have collected our file before we locked it.
+        Err(error) => match fs::read_to_string(version) {
+            Ok(text) => check(dir, version, &text),
+            Err(_) => Err(at(error.error)),
+        },
     }
 }
 

@@ -74,11 +74,9 @@ impl Store {
         staged.write_all(&bytes).map_err(|error| StoreError::io("write", &path, error))?;
         // Of two that begin under one name, the later must see the file of the former.
         let _one_at_a_time = Flock::take(&self.dir().join("uses.lock"), Share::Alone, &purpose)?;
-        match Flock::try_existing(&path, Share::Alone) {
-            Ok(Some(_dead)) => {}
-            Ok(None) => return Err(flock::busy(&path, &purpose)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(StoreError::io("lock", &path, error)),
+        if path.exists() {
+            // Free when its process is gone. Its file stays for a moment if it is not: no harm.
+            drop(Flock::take_soon(&path, Share::Alone, &purpose)?);
         }
         let no_gc = self.no_gc()?;
         self.all_there(blobs, &format_args!("machine `{id}`"), &no_gc)?;
