@@ -4,10 +4,12 @@
 //! * [`progress`]: what long work tells while it runs
 //! * [`blocking`]: work that blocks a thread, and stops when nobody waits
 //! * [`store`]: contents and records, shared by all processes of this host
+//! * [`download`]: fetching, whatever the network does
 //! * [`image`]: OCI images, from registries and archives
 
 pub mod blocking;
 pub mod digest;
+pub mod download;
 pub mod image;
 pub mod progress;
 pub mod store;

@@ -8,6 +8,7 @@
 //!         holds/*                   blobs that a process has just written or found, locked while it works
 //!         locks/*                   one piece of work, one process
 //!         tmp/*                     unfinished files, locked by their writers
+//!         partial/*             unfinished downloads, which the next try goes on with
 //!         damaged/*                 what `verify` moved away
 //!         gc.lock                   shared for the moment of a change, alone for the moment of a collection
 //!         uses.lock                 alone for the moment in which a use begins

@@ -10,7 +10,7 @@ use super::record::Kind;
 use super::{FORMAT, flock};
 
 /// The parts beside `records`, which has one folder for each kind.
-const PARTS: &[&str] = &["blobs", "records", "uses", "holds", "locks", "tmp", "damaged"];
+const PARTS: &[&str] = &["blobs", "records", "uses", "holds", "locks", "tmp", "partial", "damaged"];
 
 /// What a killed process may leave of a `version` that it was writing.
 pub(super) const UNFINISHED_VERSION: &str = ".version-";

@@ -59,6 +59,15 @@ impl Store {
         Ok(Staged { store: self.clone(), path, file })
     }
 
+    /// Takes over a file that lies elsewhere in the store, and is locked by this process: a finished download. Like
+    /// all that is staged it is removed when it is not committed.
+    pub(crate) fn adopt(&self, from: &Path, file: File) -> Result<Staged, StoreError> {
+        // Its old name may be another's as soon as it is free, so it may not be removed under that one.
+        let Staged { store, path, .. } = self.stage()?;
+        fs::rename(from, &path).map_err(|error| StoreError::io("take over", from, error))?;
+        Ok(Staged { store, path, file })
+    }
+
     /// Puts these bytes in the store, where they may be already.
     ///
     /// # Errors
