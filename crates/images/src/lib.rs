@@ -1,5 +1,6 @@
 //! What a machine boots from, fetched or built once, verified, and shared by all machines of a host.
 //!
+//! * [`kernel`]: kernel bundles, imported from packages, files and hosts
 //! * [`digest`]: the names of contents
 //! * [`progress`]: what long work tells while it runs
 //! * [`blocking`]: work that blocks a thread, and stops when nobody waits
@@ -11,6 +12,7 @@ pub mod blocking;
 pub mod digest;
 pub mod download;
 pub mod image;
+pub mod kernel;
 pub mod progress;
 pub mod store;
 

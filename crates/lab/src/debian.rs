@@ -27,6 +27,58 @@ const RECIPE: &str = "1";
 /// How large the root's file system is; only what is used takes place.
 const ROOT_SIZE: &str = "2G";
 
+/// A kernel of Debian's for virtual machines, as its package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KernelSeries {
+    /// The release's own: 6.1, compressed with lz4, modules as they are.
+    Stable,
+    /// That of its backports: 6.12, compressed with zstd, modules with xz.
+    Backports,
+}
+
+impl KernelSeries {
+    const fn package(self) -> &'static str {
+        match self {
+            Self::Stable => "linux-image-cloud-amd64",
+            Self::Backports => "linux-image-cloud-amd64/bookworm-backports",
+        }
+    }
+}
+
+/// The package with a kernel and its modules, from the cache or from the mirror that this machine's apt uses.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn kernel_package(cache: &Cache, series: KernelSeries) -> Result<PathBuf> {
+    let key = Key::of([SUITE, series.package(), RECIPE].map(str::as_bytes));
+    let dir = cache.entry("kernel-package", &key, 2, |dir| fetch_kernel_package(dir, series))?;
+    let mut items = fs::read_dir(&dir).at("cannot read", &dir)?.filter_map(|item| Some(item.ok()?.path()));
+    items
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .ok_or_else(|| Fault::new(format!("no package in {}", dir.display())))
+}
+
+fn fetch_kernel_package(dir: &Path, series: KernelSeries) -> Result<()> {
+    // Whatever the sources are named and written like: those of the suite again, for its backports.
+    const BACKPORTS: &str = r#"--setup-hook=cd "$1/etc/apt" && for file in sources.list sources.list.d/*; do case $file in
+        *.sources) awk 'BEGIN { RS = ""; ORS = "\n\n" } sub(/Suites: bookworm(\n|$)/, "Suites: bookworm-backports\n")' "$file" \
+            > sources.list.d/backports.sources ;;
+        *) test ! -f "$file" || sed -n 's/ bookworm main/ bookworm-backports main/p' "$file" > sources.list.d/backports.list ;;
+        esac; done"#;
+    progress("fetching a kernel from Debian's packages (about 10 s and 50 MB of download, once)");
+    let tree = dir.join("tree");
+    let mut mmdebstrap = mmdebstrap("extract", series.package(), dir)?;
+    if series == KernelSeries::Backports {
+        mmdebstrap.arg(BACKPORTS);
+    }
+    let keep =
+        format!("--extract-hook=cp \"$1\"/var/cache/apt/archives/linux-image-[0-9]*.deb '{}'", dir.display());
+    run_to_end(mmdebstrap.arg(keep).arg(SUITE).arg(&tree).args(sources(dir)?))?;
+    remove(&tree)?;
+    let _ = fs::remove_file(dir.join("mirror.sources"));
+    give_to_us(dir)
+}
+
 /// Unpacked packages.
 #[derive(Debug, Clone)]
 pub struct Parts {
