@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::cache::{Cache, Key};
+use crate::cache::{Cache, Key, remove, run_to_end};
 use crate::cpio::Archive;
 use crate::debian::Parts;
 use crate::fault::{AtPath, Fault, Result};
@@ -36,6 +37,13 @@ pub struct Assets {
     pub initrd: PathBuf,
     /// Boot arguments.
     pub boot_args: String,
+    /// A folder with the kernel's modules for Firecracker's devices, overlayfs and squashfs as `NN-name.ko`: in the
+    /// order of their names they can be loaded.
+    pub modules: PathBuf,
+    /// A static busybox.
+    pub busybox: PathBuf,
+    /// A root file system with that busybox and its `sh`, as squashfs.
+    pub squashfs: PathBuf,
 }
 
 impl Assets {
@@ -48,15 +56,27 @@ impl Assets {
             Fault::new("SMARTVM_LAB_GUEST_DIR is not set")
                 .with_hint("run this test by `cargo xtask test`, which knows where a KVM can run it")
         })?;
-        let assets = Self {
-            vmlinux: dir.join("vmlinux"),
-            initrd: dir.join("initrd"),
-            boot_args: BOOT_ARGS.to_owned(),
-        };
-        for file in [&assets.vmlinux, &assets.initrd] {
+        let assets = Self::within(&dir);
+        for file in assets.files() {
             fs::metadata(file).at("cannot find", file)?;
         }
         Ok(assets)
+    }
+
+    fn within(dir: &Path) -> Self {
+        Self {
+            vmlinux: dir.join("vmlinux"),
+            initrd: dir.join("initrd"),
+            boot_args: BOOT_ARGS.to_owned(),
+            modules: dir.join("modules"),
+            busybox: dir.join("busybox"),
+            squashfs: dir.join("busybox.squashfs"),
+        }
+    }
+
+    /// All that is in the directory.
+    pub(crate) fn files(&self) -> [&Path; 5] {
+        [&self.vmlinux, &self.initrd, &self.modules, &self.busybox, &self.squashfs].map(PathBuf::as_path)
     }
 
     /// A Firecracker config file that boots this guest on one vCPU with 128 MiB.
@@ -81,28 +101,67 @@ pub fn assets(cache: &Cache) -> Result<Assets> {
     let parts = Parts::fetch(cache)?;
     let programs = workspace::build_small("smartvm-lab", &["lab-init"])?;
     let init = &programs[0];
-    let key = Key::of([Key::of_files(&[init])?.as_str(), parts.kernel(), "1"].map(str::as_bytes));
+    let key = Key::of([Key::of_files(&[init])?.as_str(), parts.kernel(), "2"].map(str::as_bytes));
     let dir = cache.entry("guest", &key, 6, |dir| {
-        initramfs(&dir.join("initrd"), init, &parts, &WANTED)?;
-        // A hard link where it can be: both are in the cache.
-        let vmlinux = dir.join("vmlinux");
-        fs::hard_link(parts.vmlinux(), &vmlinux)
-            .or_else(|_| fs::copy(parts.vmlinux(), &vmlinux).map(drop))
-            .at("cannot make", &vmlinux)
+        let assets = Assets::within(dir);
+        initramfs(&assets.initrd, init, &parts, &WANTED)?;
+        // Hard links where it can be: both are in the cache.
+        for (from, to) in [(parts.vmlinux(), &assets.vmlinux), (parts.busybox(), &assets.busybox)] {
+            fs::hard_link(&from, to).or_else(|_| fs::copy(&from, to).map(drop)).at("cannot make", to)?;
+        }
+        copy_modules(&parts, &assets.modules)?;
+        squashfs(&parts, &assets.squashfs)
     })?;
-    Ok(Assets { vmlinux: dir.join("vmlinux"), initrd: dir.join("initrd"), boot_args: BOOT_ARGS.to_owned() })
+    Ok(Assets::within(&dir))
+}
+
+/// The modules that a machine with an image needs.
+fn copy_modules(parts: &Parts, to: &Path) -> Result<()> {
+    fs::create_dir(to).at("cannot make", to)?;
+    let wanted = [&WANTED[..], &["overlay", "squashfs"]].concat();
+    for (number, path) in load_order(parts, &wanted)?.iter().enumerate() {
+        let copy = to.join(format!("{number:02}-{}.ko", modules::name(path)));
+        fs::copy(parts.modules().join(path), &copy).at("cannot make", &copy)?;
+    }
+    Ok(())
+}
+
+fn squashfs(parts: &Parts, to: &Path) -> Result<()> {
+    let tree = to.with_extension("tree");
+    for name in ["bin", "dev", "proc", "sys", "run", "tmp"] {
+        let path = tree.join(name);
+        fs::create_dir_all(&path).at("cannot make", &path)?;
+    }
+    let busybox = tree.join("bin/busybox");
+    fs::copy(parts.busybox(), &busybox).at("cannot make", &busybox)?;
+    let sh = tree.join("bin/sh");
+    std::os::unix::fs::symlink("busybox", &sh).at("cannot make", &sh)?;
+    let mut mksquashfs = Command::new("mksquashfs");
+    run_to_end(mksquashfs.arg(&tree).arg(to).args([
+        "-quiet",
+        "-no-progress",
+        "-all-root",
+        "-mkfs-time",
+        "0",
+    ]))?;
+    remove(&tree)
+}
+
+/// The module files that `wanted` need, in order, relative to the kernel's module directory.
+fn load_order(parts: &Parts, wanted: &[&str]) -> Result<Vec<String>> {
+    let text = |name: &str| {
+        let path = parts.modules().join(name);
+        fs::read_to_string(&path).at("cannot read", &path)
+    };
+    modules::load_order(&text("modules.dep")?, &text("modules.builtin")?, wanted)
+        .map_err(|error| Fault::because("cannot list a kernel's modules", error))
 }
 
 /// Writes an initramfs: `/init`, busybox, and these modules with all that they need. Not compressed, so that
 /// nothing has to be unpacked under emulation.
 pub(crate) fn initramfs(to: &Path, init: &Path, parts: &Parts, wanted: &[&str]) -> Result<()> {
     let read = |path: &Path| fs::read(path).at("cannot read", path);
-    let text = |name: &str| {
-        let path = parts.modules().join(name);
-        fs::read_to_string(&path).at("cannot read", &path)
-    };
-    let order = modules::load_order(&text("modules.dep")?, &text("modules.builtin")?, wanted)
-        .map_err(|error| Fault::because("cannot make an initramfs", error))?;
+    let order = load_order(parts, wanted)?;
     let write = || -> Result<()> {
         let file = File::create(to).at("cannot create", to)?;
         let mut archive = Archive::new(BufWriter::new(file));

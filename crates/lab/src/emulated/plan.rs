@@ -53,12 +53,12 @@ impl Plan {
             let modules = ["virtio_pci", "virtio_blk", "virtio_net", "overlay"];
             guest::initramfs(&dir.join("initrd"), &agent, &parts, &modules)
         })?;
-        let baseline = vec![
+        let mut baseline = vec![
             (crate::firecracker(), format!("{BIN}/firecracker")),
             (crate::jailer(), format!("{BIN}/jailer")),
-            (guest.vmlinux, format!("{GUEST}/vmlinux")),
-            (guest.initrd, format!("{GUEST}/initrd")),
         ];
+        let name = |path: &Path| path.file_name().map(|name| name.display().to_string()).unwrap_or_default();
+        baseline.extend(guest.files().map(|path| (path.to_owned(), format!("{GUEST}/{}", name(path)))));
         let machine = Machine { parts, initrd: boot.join("initrd"), root };
         let mut pieces = machine.parts.qemu();
         pieces.extend(machine.arguments(""));
