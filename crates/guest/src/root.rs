@@ -91,7 +91,9 @@ fn mount_disk(disk: &Path, at: &str, kind: FileSystem, flags: MountFlags, step: 
             Errno::NODEV => {
                 failure.hint(format!("the kernel bundle has no {kind}: import a kernel that has it"))
             }
-            Errno::INVAL => failure.hint(format!("{disk} holds no sound {kind} that this kernel can read")),
+            Errno::INVAL | Errno::BADMSG | Errno::UCLEAN => {
+                failure.hint(format!("{disk} holds no sound {kind} that this kernel can read"))
+            }
             Errno::ROFS | Errno::ACCESS => failure.hint(format!(
                 "{disk} is attached read-only and was not unmounted in order, or must be written"
             )),

@@ -63,7 +63,8 @@ impl Assets {
         Ok(assets)
     }
 
-    fn within(dir: &Path) -> Self {
+    /// Those in this directory, be they there or not.
+    pub fn within(dir: &Path) -> Self {
         Self {
             vmlinux: dir.join("vmlinux"),
             initrd: dir.join("initrd"),

@@ -33,12 +33,7 @@ impl Machine {
     pub(super) fn lab(lab: Lab, smartvm: &Path, xtask: &Path) -> Result<Self> {
         let smartvm = (smartvm.to_owned(), format!("{}/smartvm", emulated::BIN));
         lab.push_changed(&[smartvm, (xtask.to_owned(), XTASK.to_owned())]).map_err(failure)?;
-        let file = |name| Path::new(emulated::GUEST).join(name);
-        let assets = Assets {
-            vmlinux: file("vmlinux"),
-            initrd: file("initrd"),
-            boot_args: smartvm_lab::guest::BOOT_ARGS.to_owned(),
-        };
+        let assets = Assets::within(Path::new(emulated::GUEST));
         Ok(Self::Lab { lab: Box::new(lab), assets })
     }
 
