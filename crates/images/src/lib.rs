@@ -6,6 +6,7 @@
 //! * [`blocking`]: work that blocks a thread, and stops when nobody waits
 //! * [`store`]: contents and records, shared by all processes of this host
 //! * [`download`]: fetching, whatever the network does
+//! * [`release`]: Firecracker releases
 //! * [`image`]: OCI images, from registries and archives
 
 pub mod blocking;
@@ -14,6 +15,7 @@ pub mod download;
 pub mod image;
 pub mod kernel;
 pub mod progress;
+pub mod release;
 pub mod store;
 
 pub use digest::Digest;

@@ -5,6 +5,7 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -132,9 +133,15 @@ impl Store {
         Ok(busy)
     }
 
-    /// Unfinished files whose writers are gone, each locked so that it stays nobody's. Only while alone.
+    /// Unfinished files whose writers are gone, each locked so that it stays nobody's, and downloads that nobody went on
+    /// with for [`PARTIAL_KEPT`]. Only while alone.
     pub(super) fn dead_files(&self) -> Result<Vec<(PathBuf, Flock)>, StoreError> {
         let mut candidates = entries(&self.dir().join("tmp"))?;
+        let forgotten = |path: &PathBuf| {
+            let changed = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
+            changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > PARTIAL_KEPT))
+        };
+        candidates.extend(entries(&self.dir().join("partial"))?.into_iter().filter(forgotten));
         let unfinished = |path: &PathBuf| {
             path.file_name()
                 .and_then(|name| name.to_str())
@@ -149,6 +156,9 @@ impl Store {
         free(entries(&self.dir().join("locks"))?)
     }
 }
+
+/// How long an unfinished download waits for the next try.
+const PARTIAL_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Those that nobody holds, each locked.
 fn free(candidates: Vec<PathBuf>) -> Result<Vec<(PathBuf, Flock)>, StoreError> {

@@ -213,3 +213,18 @@ async fn of_two_who_want_the_same_one_fetches() {
     assert_eq!(server.asked().len(), 1);
     assert_eq!(bench.partials(), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn gc_removes_what_nobody_went_on_with_for_a_week() {
+    let bench = Bench::new();
+    let dir = bench.store.dir().join("partial");
+    let (day, now) = (Duration::from_secs(24 * 60 * 60), std::time::SystemTime::now());
+    for (name, age) in [("fresh", day), ("old", 8 * day), ("old.json", 8 * day), ("under way", 8 * day)] {
+        std::fs::write(dir.join(name), "x").unwrap();
+        std::fs::File::open(dir.join(name)).unwrap().set_modified(now - age).unwrap();
+    }
+    let under_way = super::super::partial::Partial::open(&dir, "under way", "a thing").unwrap().unwrap();
+    bench.store.gc(&crate::store::GcOptions::default(), &Progress::none()).await.unwrap();
+    assert_eq!(bench.partials(), ["fresh", "under way"]);
+    drop(under_way);
+}
