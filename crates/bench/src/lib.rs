@@ -5,4 +5,5 @@
 
 pub mod figure;
 pub mod floor;
+pub mod kernel;
 pub mod scene;
