@@ -7,11 +7,13 @@
 //! * [`problem`]: what is wrong with a spec
 //! * [`validate`]: finds it, all at once
 //! * [`kernel_image`]: what a kernel file is, and where it boots
+//! * [`boot`]: the kernel's command line as a plan
 //! * [`machine`]: the life of a machine as a pure decision
 //! * [`bare_metal`]: tiny guests without an operating system, as bytes
 //! * [`explain`]: stable error codes, hints, retry safety
 
 pub mod bare_metal;
+pub mod boot;
 pub mod explain;
 pub mod id;
 pub mod kernel_image;

@@ -32,6 +32,8 @@ mod devices;
 mod drives;
 mod network;
 
+pub(crate) use boot::{MAX_CMDLINE, added_to_boot_args};
+
 use std::collections::HashMap;
 use std::path::Path;
 

@@ -6,7 +6,7 @@ use crate::spec::{HugePages, MachineSpec};
 use crate::target::{Arch, FirecrackerVersion, Target};
 
 /// Firecracker's bound of the kernel's command line, without the closing NUL, on both architectures.
-pub(super) const MAX_CMDLINE: usize = 2047;
+pub(crate) const MAX_CMDLINE: usize = 2047;
 
 /// Any kernel is loaded above the first MiB, so one MiB cannot hold it.
 const MIN_MEM_MIB: u64 = 2;
@@ -43,7 +43,7 @@ pub(super) fn check_boot_source(spec: &MachineSpec, target: &Target, findings: &
 }
 
 /// How many bytes Firecracker appends to the user's boot arguments, as far as it is known.
-fn added_to_boot_args(spec: &MachineSpec, target: &Target) -> usize {
+pub(crate) fn added_to_boot_args(spec: &MachineSpec, target: &Target) -> usize {
     let root =
         spec.drives.iter().find(|drive| drive.is_root_device).map_or(0, |drive| match &drive.partuuid {
             Some(partuuid) => " root=PARTUUID= rw".len() + partuuid.len(),
