@@ -1,10 +1,11 @@
 //! PID 1's standing duties: to reap whatever ends, and to end everything when it is time.
 
 use std::io;
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, wait};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::pipe;
@@ -20,17 +21,16 @@ const KILLED: Duration = Duration::from_secs(2);
 /// The signals that PID 1 hears.
 pub(crate) struct Signals {
     /// Readable when a child has ended.
-    children: UnixStream,
+    children: OwnedFd,
     /// Readable when the guest is to stop: Ctrl+Alt+Del (SIGINT from the kernel), or what `poweroff`, `halt`,
     /// `reboot` and `kill 1` send.
-    stop: UnixStream,
+    stop: OwnedFd,
 }
 
 impl Signals {
     pub(crate) fn hear() -> io::Result<Self> {
-        let hear = |signals: &[i32]| -> io::Result<UnixStream> {
-            let (read, write) = UnixStream::pair()?;
-            read.set_nonblocking(true)?;
+        let hear = |signals: &[i32]| -> io::Result<OwnedFd> {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
             for signal in signals {
                 pipe::register(*signal, write.try_clone()?)?;
             }
@@ -84,20 +84,19 @@ impl Signals {
     }
 
     /// Sleeps until one of them can be read; false when the time was over first.
-    fn sleep(&self, until: &[&UnixStream], time: Option<Duration>) -> bool {
+    fn sleep(&self, until: &[&OwnedFd], time: Option<Duration>) -> bool {
         let time = time.map(|time| Timespec::try_from(time).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 }));
-        let mut streams: Vec<PollFd<'_>> =
-            until.iter().map(|stream| PollFd::new(*stream, PollFlags::IN)).collect();
+        let mut pipes: Vec<PollFd<'_>> = until.iter().map(|pipe| PollFd::new(*pipe, PollFlags::IN)).collect();
         // An interrupted sleep is a short one.
-        poll(&mut streams, time.as_ref()).map_or(true, |ready| ready > 0)
+        poll(&mut pipes, time.as_ref()).map_or(true, |ready| ready > 0)
     }
 }
 
-/// Takes what was written to a stream; whether there was something.
-fn forget(mut stream: &UnixStream) -> bool {
+/// Takes what was written to a pipe; whether there was something.
+fn forget(pipe: &OwnedFd) -> bool {
     let mut bytes = [0; 64];
     let mut any = false;
-    while io::Read::read(&mut stream, &mut bytes).is_ok_and(|count| count > 0) {
+    while rustix::io::read(pipe, &mut bytes).is_ok_and(|count| count > 0) {
         any = true;
     }
     any

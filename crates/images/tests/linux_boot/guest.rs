@@ -41,7 +41,7 @@ pub(crate) struct Boot {
     pub(crate) files: Vec<(&'static str, Vec<u8>)>,
 }
 
-const ROOT_MODULES: [&str; 4] = ["virtio", "virtio_ring", "virtio_mmio", "virtio_blk"];
+pub(crate) const ROOT_MODULES: [&str; 4] = ["virtio", "virtio_ring", "virtio_mmio", "virtio_blk"];
 
 impl Boot {
     /// A busybox image with this script as its process, writes going to memory.
@@ -139,7 +139,8 @@ impl Boot {
         Guest::start(&path, dir.join("api.sock"))
     }
 
-    fn initramfs(&self, assets: &Assets) -> Vec<u8> {
+    /// The initramfs that it boots from.
+    pub(crate) fn initramfs(&self, assets: &Assets) -> Vec<u8> {
         let modules = modules(assets);
         let mut archive = Archive::new(Vec::new());
         for dir in ["/dev", "/etc", "/etc/smartvm", "/modules"] {
