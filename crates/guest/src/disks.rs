@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 use smartvm_guest_api::boot::{Disk, Step, Uuid};
@@ -132,7 +133,11 @@ fn hear_of_devices() -> rustix::io::Result<OwnedFd> {
 /// Waits for any news, and forgets what they were.
 fn await_news(news: &OwnedFd, time: Duration) -> rustix::io::Result<()> {
     let time = Timespec::try_from(time).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-    poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&time))?;
+    match poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&time)) {
+        // Ctrl+Alt+Del, which is heeded once there is something to end.
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error),
+    }
     let mut message = [0; 4096];
     // It ends with "would block", or with "no buffer space" when there were too many: both mean to look again.
     while recv(news, &mut message[..], RecvFlags::empty()).is_ok() {}

@@ -43,7 +43,7 @@ impl Program {
     /// Looks up what was ordered, in the image.
     pub(crate) fn find(process: &Process, identity: Identity) -> Result<Self> {
         let workdir = PathBuf::from(process.workdir.as_deref().unwrap_or(OsStr::new("/")));
-        enter(&workdir)?;
+        prepare(&workdir)?;
         let mut env: Vec<(OsString, OsString)> = Vec::with_capacity(process.env.len() + 2);
         env.push(("PATH".into(), DEFAULT_PATH.into()));
         env.push(("HOME".into(), identity.home.clone()));
@@ -56,8 +56,9 @@ impl Program {
     }
 }
 
-/// Enters the working directory, which is made if the image lacks it, as container engines do.
-fn enter(workdir: &Path) -> Result<()> {
+/// Sees to it that the working directory can be entered. It is made if the image lacks it, as container
+/// engines do.
+fn prepare(workdir: &Path) -> Result<()> {
     let shown = workdir.display();
     match fs::create_dir_all(workdir) {
         Err(error) if !workdir.is_dir() => Err(Failure::because(
@@ -66,6 +67,8 @@ fn enter(workdir: &Path) -> Result<()> {
             error,
         )),
         _ => std::env::set_current_dir(workdir)
+            // Only to see whether it can be: init itself stands in nobody's way.
+            .and_then(|()| std::env::set_current_dir("/"))
             .during(Step::Workdir, format_args!("cannot enter the working directory {shown}")),
     }
 }

@@ -112,6 +112,21 @@ fn ctrl_alt_del_ends_an_interactive_shell() {
     assert!(matches!(report, Some(Report::Exit(_))), "{report:?} in:\n{console}");
 }
 
+/// What a process did to its terminal does not keep init from saying how it ended.
+#[test]
+fn a_halted_and_changed_terminal_is_no_obstacle() {
+    let boot = Boot::image("echo ready; read line; exit 5");
+    let mut running = boot.start();
+    running.await_text("ready");
+    // Ctrl+S halts the output.
+    running.type_text("\u{13}\n");
+    let (console, report) = running.end();
+    assert_eq!(report, exit(5), "{console}");
+    let boot = Boot::image("stty raw -echo; exec >&- 2>&- <&-; exit 6");
+    let (console, report) = boot.to_its_end();
+    assert_eq!(report, exit(6), "{console}");
+}
+
 #[test]
 fn a_private_copy_is_written_to_and_left_clean() {
     let mut boot = Boot::image("echo changed >/etc/image; mount");

@@ -250,7 +250,7 @@ impl Guest {
             .arg(&api)
             .arg("--config-file")
             .arg(config)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
@@ -292,6 +292,12 @@ impl Guest {
                 panic!("no {text:?} on the console:\n{}", String::from_utf8_lossy(&self.console));
             }
         }
+    }
+
+    /// Types on the console.
+    pub(crate) fn type_text(&mut self, text: &str) {
+        let input = self.vmm.stdin.as_mut().expect("its input");
+        input.write_all(text.as_bytes()).and_then(|()| input.flush()).expect("the console takes input");
     }
 
     /// Presses Ctrl+Alt+Del.
