@@ -223,6 +223,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_gc_removed_before_it_was_locked_is_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let opened = File::create(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(Flock::try_file(opened, &path, Share::Alone).unwrap().is_none());
+        let opened = File::create(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _held_by_another = Flock::try_take(&path, Share::Alone).unwrap().unwrap();
+        assert!(Flock::try_file(opened, &path, Share::Alone).unwrap().is_none());
+    }
+
+    #[test]
     fn the_message_names_path_purpose_and_holder() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
