@@ -45,7 +45,7 @@ pub use contents::Usage;
 pub use df::{DfReport, KindUsage};
 pub use error::StoreError;
 pub use flock::StoreLock;
-pub use gc::{BASES_KEPT, Collected, GcOptions, GcReport};
+pub use gc::{BASES_KEPT, Collected, DOWNLOADS_KEPT, GcOptions, GcReport};
 pub use record::{Kind, Listing, Record, RecordId};
 pub use staged::{BlobMode, Staged};
 pub use uses::{LiveUse, UseGuard};

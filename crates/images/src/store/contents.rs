@@ -50,6 +50,9 @@ pub(super) struct Blobs {
     pub(super) foreign: Vec<PathBuf>,
 }
 
+/// Files that nobody held, each locked so that nobody takes it.
+pub(super) type Locked = Vec<(PathBuf, Flock)>;
+
 /// Blobs that are not a record's, and are needed at this moment.
 #[derive(Default)]
 pub(super) struct Busy {
@@ -133,15 +136,9 @@ impl Store {
         Ok(busy)
     }
 
-    /// Unfinished files whose writers are gone, each locked so that it stays nobody's, and downloads that nobody went on
-    /// with for [`PARTIAL_KEPT`]. Only while alone.
-    pub(super) fn dead_files(&self) -> Result<Vec<(PathBuf, Flock)>, StoreError> {
+    /// Unfinished files whose writers are gone, each locked so that it stays nobody's. Only while alone.
+    pub(super) fn dead_files(&self) -> Result<Locked, StoreError> {
         let mut candidates = entries(&self.dir().join("tmp"))?;
-        let forgotten = |path: &PathBuf| {
-            let changed = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
-            changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > PARTIAL_KEPT))
-        };
-        candidates.extend(entries(&self.dir().join("partial"))?.into_iter().filter(forgotten));
         let unfinished = |path: &PathBuf| {
             path.file_name()
                 .and_then(|name| name.to_str())
@@ -151,17 +148,33 @@ impl Store {
         free(candidates)
     }
 
+    /// Unfinished downloads that nobody goes on with and nobody did for `age`, each locked, and what lies beside
+    /// them (`<name>.json`). Only while alone.
+    pub(super) fn old_downloads(&self, age: Duration) -> Result<(Locked, Vec<PathBuf>), StoreError> {
+        let old = |path: &PathBuf| {
+            let modified = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
+            // A time in the future is as good as now.
+            modified.is_ok_and(|modified| modified.elapsed().unwrap_or(Duration::ZERO) >= age)
+        };
+        let all: Vec<PathBuf> = entries(&self.dir().join("partial"))?.into_iter().filter(old).collect();
+        let (beside, files): (Vec<_>, Vec<_>) = all.into_iter().partition(|path| path.extension().is_some());
+        let downloads = free(files)?;
+        let gone = |path: &PathBuf| {
+            let of = path.with_extension("");
+            !of.exists() || downloads.iter().any(|(path, _)| *path == of)
+        };
+        let beside = beside.into_iter().filter(gone).collect();
+        Ok((downloads, beside))
+    }
+
     /// Lock files that nobody holds. Whoever takes one of these at this moment waits, and makes a new one.
-    pub(super) fn free_locks(&self) -> Result<Vec<(PathBuf, Flock)>, StoreError> {
+    pub(super) fn free_locks(&self) -> Result<Locked, StoreError> {
         free(entries(&self.dir().join("locks"))?)
     }
 }
 
-/// How long an unfinished download waits for the next try.
-const PARTIAL_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
 /// Those that nobody holds, each locked.
-fn free(candidates: Vec<PathBuf>) -> Result<Vec<(PathBuf, Flock)>, StoreError> {
+fn free(candidates: Vec<PathBuf>) -> Result<Locked, StoreError> {
     let mut free = Vec::new();
     for path in candidates {
         match Flock::try_existing(&path, Share::Alone) {

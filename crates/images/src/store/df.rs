@@ -1,7 +1,7 @@
 //! How large the store is, and what could be had back.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
+use std::fs::{self, Metadata};
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use super::Store;
 use super::contents::Usage;
 use super::error::StoreError;
 use super::gc::GcOptions;
-use super::record::Kind;
+use super::record::{Kind, entries};
 use crate::Digest;
 use crate::blocking::{Abandoned, blocking};
 use crate::progress::Progress;
@@ -32,6 +32,10 @@ pub struct DfReport {
     pub kinds: Vec<KindUsage>,
     /// All blobs, each once.
     pub blobs: Usage,
+    /// Received parts of downloads.
+    pub downloads: Usage,
+    /// What `verify` moved away. Nothing removes it but its owner.
+    pub damaged: Usage,
     /// What gc would remove now, in bytes of the disk.
     pub reclaimable_bytes: u64,
     /// What the store's file system has free for us, in bytes.
@@ -56,6 +60,11 @@ impl Store {
             self.all_blobs()?.blobs.into_iter().map(|(digest, _, metadata)| (digest, metadata)).collect();
         for metadata in blobs.values() {
             report.blobs.add(metadata);
+        }
+        for (usage, folder) in [(&mut report.downloads, "partial"), (&mut report.damaged, "damaged")] {
+            let paths = entries(&self.dir().join(folder))?;
+            // What is gone by now has no size.
+            paths.iter().filter_map(|path| fs::symlink_metadata(path).ok()).for_each(|file| usage.add(&file));
         }
         let records = self.all_records()?.known;
         for kind in Kind::ALL {

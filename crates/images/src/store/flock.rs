@@ -186,9 +186,10 @@ fn busy(path: &Path, purpose: &str) -> StoreError {
 }
 
 /// Who holds a lock on this file, as far as the kernel tells us: not for holders outside of our pid namespace.
-pub(super) fn held_by(path: &Path) -> Option<u32> {
+fn held_by(path: &Path) -> Option<u32> {
     let inode = std::fs::metadata(path).ok()?.ino();
-    holder_in(&std::fs::read_to_string("/proc/locks").ok()?, inode)
+    // The kernel gives the list page by page: while others lock and unlock, a line may fall between two pages.
+    (0..8).find_map(|_| holder_in(&std::fs::read_to_string("/proc/locks").ok()?, inode))
 }
 
 /// Source: proc_locks(5): `1: FLOCK  ADVISORY  WRITE 4711 08:01:131 0 EOF`. The device is not compared: it is not

@@ -7,10 +7,11 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::contents::{Busy, Records, Usage};
+use super::contents::{Busy, Locked, Records, Usage};
 use super::error::StoreError;
 use super::flock::{Flock, Share};
 use super::record::{Kind, RecordId};
@@ -22,6 +23,9 @@ use crate::progress::Progress;
 /// How many base-image bundles stay when nothing else is said.
 pub const BASES_KEPT: usize = 2;
 
+/// How long an interrupted download stays when nothing else is said.
+pub const DOWNLOADS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// What to collect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GcOptions {
@@ -29,13 +33,15 @@ pub struct GcOptions {
     pub dry_run: bool,
     /// How many base-image bundles stay, the most recently used ones; those in use stay as well.
     pub keep_bases: usize,
+    /// How long the received part of a download stays that nobody went on with.
+    pub keep_downloads: Duration,
     /// Blobs that the caller knows to be used, beside those that the store knows of.
     pub in_use: Vec<Digest>,
 }
 
 impl Default for GcOptions {
     fn default() -> Self {
-        Self { dry_run: false, keep_bases: BASES_KEPT, in_use: Vec::new() }
+        Self { dry_run: false, keep_bases: BASES_KEPT, keep_downloads: DOWNLOADS_KEPT, in_use: Vec::new() }
     }
 }
 
@@ -57,7 +63,7 @@ pub struct GcReport {
     pub evicted: Vec<RecordId>,
     /// Blobs that nothing needs.
     pub blobs: Vec<Collected>,
-    /// What killed processes left behind.
+    /// What killed processes left behind, and old parts of downloads.
     pub leftovers: Usage,
     /// What goes in all, in bytes of the disk.
     pub disk_bytes: u64,
@@ -71,7 +77,7 @@ struct Plan {
     /// Records and dead uses and holds, in the order in which they go.
     records: Vec<PathBuf>,
     blobs: Vec<PathBuf>,
-    dead: Vec<(PathBuf, Flock)>,
+    dead: Locked,
 }
 
 impl Store {
@@ -136,6 +142,9 @@ impl Store {
         let reasons = records.damaged.iter().map(|(_, error)| error).chain(&busy.damaged);
         report.refused = reasons.map(ToString::to_string).collect();
         let mut plan = Plan { report, records: Vec::new(), blobs: Vec::new(), dead: self.dead_files()? };
+        let (downloads, mut beside) = self.old_downloads(options.keep_downloads)?;
+        plan.dead.extend(downloads);
+        busy.dead.append(&mut beside);
         for path in plan.dead.iter().map(|(path, _)| path).chain(&busy.dead) {
             if let Ok(metadata) = fs::symlink_metadata(path) {
                 plan.report.leftovers.add(&metadata);

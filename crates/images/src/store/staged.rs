@@ -62,6 +62,8 @@ impl Store {
     /// Takes over a file that lies elsewhere in the store, and is locked by this process: a finished download. Like
     /// all that is staged it is removed when it is not committed.
     pub(crate) fn adopt(&self, from: &Path, file: File) -> Result<Staged, StoreError> {
+        // A collection between the two steps would take the new name for a dead writer's, and remove it later.
+        let _no_gc = self.no_gc()?;
         // Its old name may be another's as soon as it is free, so it may not be removed under that one.
         let Staged { store, path, .. } = self.stage()?;
         fs::rename(from, &path).map_err(|error| StoreError::io("take over", from, error))?;

@@ -16,6 +16,8 @@ use crate::Digest;
 #[derive(Serialize, Deserialize)]
 struct Content {
     id: String,
+    /// Said here, since asking the kernel for each of many would take long.
+    pid: u32,
     blobs: Vec<Digest>,
 }
 
@@ -42,8 +44,8 @@ impl Drop for UseGuard {
 pub struct LiveUse {
     /// Who uses them: a machine's id.
     pub id: String,
-    /// Its process, when the kernel says so.
-    pub pid: Option<u32>,
+    /// Its process, as that process knows itself.
+    pub pid: u32,
     /// What it uses.
     pub blobs: Vec<Digest>,
 }
@@ -66,7 +68,7 @@ impl Store {
     pub fn use_blobs(&self, id: &str, blobs: &[Digest]) -> Result<UseGuard, StoreError> {
         let path = self.dir().join("uses").join(format!("{}.json", name::escape(id)));
         let purpose = format!("begin a use `{id}`");
-        let content = Content { id: id.to_owned(), blobs: blobs.to_vec() };
+        let content = Content { id: id.to_owned(), pid: std::process::id(), blobs: blobs.to_vec() };
         let bytes = serde_json::to_vec(&content)
             .map_err(|error| StoreError::io("write", &path, io::Error::other(error)))?;
         // No sync: the file means nothing after its process has ended.
@@ -126,7 +128,7 @@ pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
         Err(error) => return Err(StoreError::io("read", path, error)),
     };
     Ok(match serde_json::from_slice::<Content>(&bytes) {
-        Ok(Content { id, blobs }) => Found::Live(LiveUse { id, pid: flock::held_by(path), blobs }),
+        Ok(Content { id, pid, blobs }) => Found::Live(LiveUse { id, pid, blobs }),
         Err(error) => {
             Found::Damaged(StoreError::BadRecord { path: path.to_owned(), reason: error.to_string() })
         }

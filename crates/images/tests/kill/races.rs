@@ -1,5 +1,6 @@
 //! Processes that get in each other's way.
 
+use std::fs;
 use std::io::Read as _;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -101,13 +102,15 @@ fn write(scene: &Scene) {
             store.remove(Kind::Image, &name).unwrap();
         }
     }
+    fs::write(scene.inputs().join(own.to_string()), "done").unwrap();
 }
 
 fn collect(scene: &Scene) {
     wait_for_the_start();
     let store = scene.store();
     let mut collected = 0;
-    for _ in 0..150 {
+    // Until both writers are at their end.
+    while fs::read_dir(scene.inputs()).unwrap().count() < 2 {
         collected += scene.gc();
         // Whoever reads takes no lock, and yet finds every record whole.
         let damaged = store.records::<u32>(Kind::Image).unwrap().damaged;
@@ -142,7 +145,7 @@ fn a_user_keeps_its_blobs_until_it_is_killed() {
     let mut user = Child::start(&scene, "use");
     user.until("<uses>");
     let pids: Vec<_> = scene.store().users_of(&[blob]).unwrap().into_iter().map(|user| user.pid).collect();
-    assert_eq!(pids, [Some(user.id())]);
+    assert_eq!(pids, [user.id()]);
     assert_eq!(scene.gc(), 0);
     let error = scene.store().use_blobs("web-1", &[blob]).unwrap_err().to_string();
     assert!(error.contains(&format!("process {} holds", user.id())), "{error}");

@@ -28,17 +28,21 @@ fn rounds(operation: &Operation) {
     let _kept = (operation.prepare)(&scene);
     // Once to its end: that it works at all, and how long it takes.
     let life = to_its_end(operation, &scene);
+    // How long it takes changes with what else the host does: the moments follow that.
+    let mut span = life;
     let (mut killed, mut missed) = (0, 0);
     let mut moments = Vec::new();
     while killed < wanted() {
-        let moment = random.duration(life + life / 10);
+        let moment = random.duration(span);
         scene.empty();
         (operation.before)(&scene);
         if Child::start(&scene, operation.name).kill_after(moment) {
             killed += 1;
+            span += span / 8;
             moments.push(moment);
         } else {
             missed += 1;
+            span -= span / 4;
             assert!(missed < 40 + 2 * wanted(), "{}: it ended before nearly every kill", operation.name);
         }
         scene.assert_clean(&format!("killed after {moment:?}"));

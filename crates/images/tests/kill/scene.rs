@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use smartvm_images::store::{GcOptions, Kind, VerifyOptions};
 use smartvm_images::{Progress, Store};
@@ -55,8 +56,11 @@ impl Scene {
 
     /// Collects without retention; says how many blobs went.
     pub(crate) fn gc(&self) -> usize {
-        let options = GcOptions { keep_bases: usize::MAX, ..GcOptions::default() };
-        let report = self.run(self.store().gc(&options, &Progress::none())).unwrap();
+        self.collect(&GcOptions { keep_bases: usize::MAX, ..GcOptions::default() })
+    }
+
+    fn collect(&self, options: &GcOptions) -> usize {
+        let report = self.run(self.store().gc(options, &Progress::none())).unwrap();
         assert_eq!(report.refused, Vec::<String>::new());
         report.blobs.len()
     }
@@ -71,8 +75,8 @@ impl Scene {
             }
         }
         drop(store);
-        self.gc();
-        for folder in ["blobs", "tmp", "holds", "uses", "locks", "damaged"] {
+        self.collect(&GcOptions { keep_downloads: Duration::ZERO, ..GcOptions::default() });
+        for folder in ["partial", "blobs", "tmp", "holds", "uses", "locks", "damaged"] {
             assert_eq!(self.names(folder), Vec::<String>::new(), "left in {folder}");
         }
     }

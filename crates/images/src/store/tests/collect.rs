@@ -159,6 +159,27 @@ fn a_base_that_something_needs_stays_however_old() {
     assert_eq!(store.list::<u8>(Kind::Kernel).unwrap().len(), 5);
 }
 
+#[test]
+fn the_part_of_a_download_stays_for_a_week_and_while_somebody_goes_on_with_it() {
+    let (_dir, store) = store();
+    let dir = store.dir().join("partial");
+    let now = SystemTime::now();
+    for (name, age) in [("old", 650_000), ("new", 600_000), ("busy", 650_000)] {
+        for name in [name.to_owned(), format!("{name}.json")] {
+            fs::write(dir.join(&name), "half").unwrap();
+            let file = fs::File::options().write(true).open(dir.join(name)).unwrap();
+            file.set_modified(now - Duration::from_secs(age)).unwrap();
+        }
+    }
+    let busy = Flock::try_existing(&dir.join("busy"), Share::Alone).unwrap().unwrap();
+    let report = gc(&store, &GcOptions::default());
+    assert_eq!(names(&dir), ["busy", "busy.json", "new", "new.json"]);
+    assert_eq!((report.leftovers.count, report.leftovers.bytes), (2, 8));
+    drop(busy);
+    gc(&store, &GcOptions { keep_downloads: Duration::ZERO, ..GcOptions::default() });
+    assert!(names(&dir).is_empty());
+}
+
 #[tokio::test]
 async fn df_counts_shared_blobs_once_and_says_what_gc_would_give() {
     let (_dir, store) = store();
