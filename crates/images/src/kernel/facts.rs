@@ -71,7 +71,7 @@ const fn feature(
     Feature { name, option, module, without }
 }
 
-const FEATURES: [Feature; 22] = [
+const FEATURES: [Feature; 23] = [
     feature(
         "initramfs",
         "BLK_DEV_INITRD",
@@ -154,6 +154,12 @@ const FEATURES: [Feature; 22] = [
         "SERIAL_8250_CONSOLE",
         None,
         "Nothing is seen of the guest: it writes to no serial console.",
+    ),
+    feature(
+        "ctrl-alt-del",
+        "KEYBOARD_ATKBD",
+        Some("atkbd"),
+        "Ctrl+Alt+Del does not reach the guest: it can be stopped from within or by force only.",
     ),
     feature(
         "cgroups",

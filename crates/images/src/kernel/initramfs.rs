@@ -7,6 +7,7 @@
 use std::io::{self, Write};
 
 use cpio::newc::{Builder, trailer};
+use smartvm_guest_api::boot::layout;
 
 const DIRECTORY: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
@@ -82,6 +83,14 @@ impl<W: Write> Archive<W> {
     }
 }
 
+/// An archive to be appended to an initramfs, whose files it adds to or replaces: [`layout::ORDERS`] with these orders.
+/// What is appended must begin at a multiple of four bytes, and archives of [`Archive`] end at one.
+pub fn with_orders(orders: &str) -> io::Result<Vec<u8>> {
+    let mut archive = Archive::new(Vec::new());
+    archive.file(layout::ORDERS, 0o600, orders.as_bytes())?;
+    archive.finish()
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
@@ -107,6 +116,16 @@ mod tests {
         let starts: Vec<_> = bytes.windows(6).enumerate().filter(|(_, w)| w == b"070701").collect();
         assert_eq!(starts.len(), 7);
         assert!(starts.iter().all(|(at, _)| at % 4 == 0));
+    }
+
+    #[test]
+    fn orders_are_an_archive_of_their_own() {
+        let whole = [sample(), with_orders("smartvm.root=dev:vda").unwrap()].concat();
+        let first = sample().len();
+        assert_eq!(first % 4, 0);
+        let reader = cpio::newc::Reader::new(&whole[first..]).unwrap();
+        assert_eq!(reader.entry().name(), "etc/smartvm/orders");
+        assert_eq!(reader.entry().file_size(), 20);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) struct Operation {
     pub(crate) after: fn(&Scene),
 }
 
-pub(crate) const OPERATIONS: &[Operation] = &[PUT, GC];
+pub(crate) const OPERATIONS: &[Operation] = &[PUT, GC, crate::kernel::IMPORT];
 
 fn nothing(_: &Scene) -> Box<dyn Any> {
     Box::new(())

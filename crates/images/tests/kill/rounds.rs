@@ -17,6 +17,11 @@ fn gc_killed_at_any_moment_leaves_a_whole_store_and_can_be_repeated() {
     rounds(&operation::GC);
 }
 
+#[test]
+fn a_kernel_import_killed_at_any_moment_leaves_a_whole_store_and_can_be_repeated() {
+    rounds(&crate::kernel::IMPORT);
+}
+
 /// How many kills must have found the work under way.
 fn wanted() -> u32 {
     if std::env::var_os("SMARTVM_TEST_FULL").is_some() { 100 } else { 12 }

@@ -30,7 +30,8 @@ pub(crate) enum Needs {
 }
 
 /// Packages whose unit tests start no Firecracker.
-const WITHOUT_KVM: &[&str] = &["smartvm-core", "smartvm-firecracker", "smartvm-lab", "xtask"];
+const WITHOUT_KVM: &[&str] =
+    &["smartvm-core", "smartvm-firecracker", "smartvm-images", "smartvm-lab", "xtask"];
 
 /// Builds the tests of the given packages (none: of all) and answers the programs, quick ones first.
 pub(crate) fn suites(packages: &[String]) -> Result<Vec<Suite>> {
@@ -77,6 +78,8 @@ fn needs(package: &str, target: &str, kind: &str) -> Needs {
         "test" if package == "smartvm-lab" || target.starts_with("linux") => Needs::LinuxGuests,
         // Those of the lab itself bring their own emulated host.
         "test" if package == "xtask" => Needs::Nothing,
+        // What is fetched, built and stored needs no guest, but the developers' cache.
+        "test" if package == "smartvm-images" => Needs::Nothing,
         "lib" | "bin" if WITHOUT_KVM.contains(&package) => Needs::Nothing,
         _ => Needs::BareMetalGuests,
     }
