@@ -28,7 +28,7 @@ pub mod lists;
 pub mod modinfo;
 mod order;
 #[cfg(test)]
-mod pack;
+pub(crate) mod pack;
 #[cfg(test)]
 mod tests;
 mod tree;

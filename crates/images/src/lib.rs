@@ -7,8 +7,10 @@
 //! * [`store`]: contents and records, shared by all processes of this host
 //! * [`download`]: fetching, whatever the network does
 //! * [`release`]: Firecracker releases
+//! * [`base`]: base-image bundles, for a quick start
 //! * [`image`]: OCI images, from registries and archives
 
+pub mod base;
 pub mod blocking;
 pub mod digest;
 pub mod download;

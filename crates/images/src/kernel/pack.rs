@@ -6,7 +6,7 @@ use super::compression::Compression;
 use super::elf::tests::module as elf_module;
 
 /// A kernel that Firecracker would boot, with the greeting of this release.
-pub(super) fn kernel(release: &str) -> Vec<u8> {
+pub(crate) fn kernel(release: &str) -> Vec<u8> {
     let mut kernel = smartvm_core::bare_metal::Guest::ByteThenReset.elf();
     kernel.extend_from_slice(format!("\0Linux version {release} (test@here) #1 SMP\n\0").as_bytes());
     // Enough of something that compresses neither to nothing nor not at all.

@@ -226,7 +226,12 @@ fn evicted(records: &Records, busy: &Busy, keep: usize) -> BTreeSet<RecordId> {
     let mut evicted = BTreeSet::new();
     for base in bases.into_iter().skip(keep) {
         let of_others = records.known.iter().any(|record| record.keeps.contains(&base.id));
-        let belonging = base.keeps.iter().filter_map(find).flat_map(|record| &record.blobs);
+        // Kernels share their initramfs: that one is in use does not mean that they all are.
+        let alone = |digest: &&Digest| {
+            let others = records.known.iter().filter(|record| record.id.kind != Kind::Pin);
+            others.filter(|record| record.blobs.contains(*digest)).count() == 1
+        };
+        let belonging = base.keeps.iter().filter_map(find).flat_map(|record| &record.blobs).filter(alone);
         if !of_others && !base.blobs.iter().chain(belonging).any(needs) {
             evicted.insert(base.id.clone());
         }
