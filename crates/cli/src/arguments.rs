@@ -139,7 +139,7 @@ pub(crate) struct CheckArguments {
 // No doc comment: clap would take it for the text of every command that flattens this.
 #[derive(Debug, Args)]
 pub(crate) struct FirecrackerArgument {
-    /// The Firecracker binary; else SMARTVM_FIRECRACKER, else `firecracker` on PATH.
+    /// The Firecracker binary; else SMARTVM_FIRECRACKER, else the default of `smartvm firecracker`, else `firecracker` on PATH.
     #[arg(long, value_name = "PATH")]
     pub(crate) firecracker: Option<PathBuf>,
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use smartvm::explain::Explain;
 use smartvm::host::Known;
 use smartvm::{
-    Config, Directories, FirecrackerBinary, GcMode, GcReport, Host, MachineId, Version, check_config,
+    Config, Directories, GcMode, GcReport, Host, MachineId, Version, check_config, find_firecracker,
 };
 
 use crate::arguments::{Arguments, CheckArguments, FirecrackerArgument, GcArguments, StopArguments};
@@ -48,10 +48,11 @@ pub(crate) async fn check(arguments: CheckArguments, printer: &Printer) -> Exit 
         Ok(config) => config,
         Err(error) => return fail(printer, &Report::of(&error), Exit::InvalidConfig),
     };
-    let firecracker = match FirecrackerBinary::find(arguments.firecracker.firecracker.as_deref()).await {
-        Ok(firecracker) => firecracker,
-        Err(error) => return fail(printer, &Report::of(&error), Exit::HostNotReady),
-    };
+    let firecracker =
+        match find_firecracker(arguments.firecracker.firecracker.as_deref(), &Directories::find()).await {
+            Ok(firecracker) => firecracker,
+            Err(error) => return fail(printer, &Report::of(&error), Exit::HostNotReady),
+        };
     let checked = check_config(&config, &firecracker.version, arguments.enable_pci);
     let findings = match &checked {
         Ok(checked) => &checked.warnings,
@@ -100,7 +101,7 @@ pub(crate) async fn doctor(arguments: FirecrackerArgument, printer: &Printer) ->
 
 /// `smartvm version`
 pub(crate) async fn version(arguments: FirecrackerArgument, printer: &Printer) -> Exit {
-    let firecracker = FirecrackerBinary::find(arguments.firecracker.as_deref()).await;
+    let firecracker = find_firecracker(arguments.firecracker.as_deref(), &Directories::find()).await;
     let own = env!("CARGO_PKG_VERSION");
     let (found, why) = match &firecracker {
         Ok(firecracker) => (Some(firecracker), None),

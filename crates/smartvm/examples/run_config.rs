@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use smartvm::{Config, Directories, FirecrackerBinary, Host, Ladder, Machine, StartOptions, check_config};
+use smartvm::{Config, Directories, Host, Ladder, Machine, StartOptions, check_config, find_firecracker};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -23,7 +23,7 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("usage: run_config CONFIG_FILE")?;
-    let firecracker = FirecrackerBinary::find(None).await?;
+    let firecracker = find_firecracker(None, &Directories::find()).await?;
     let config = Config::load(Path::new(&path))?;
     let checked = check_config(&config, &firecracker.version, false)?;
     // Releases what owners left behind that were killed.

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use smartvm_core::explain::{Code, Explain, Happened};
+use smartvm_images::store::{Store, StoreError};
 
 /// The directories of one host.
 ///
@@ -18,11 +19,36 @@ use smartvm_core::explain::{Code, Explain, Happened};
 pub struct Directories {
     /// Sockets, locks, records and logs of running machines: gone after a reboot, as they are.
     pub runtime: PathBuf,
-    /// What outlives a reboot. Nothing is written there yet.
+    /// What outlives a reboot: the store of kernels and images, and the disks of machines.
     pub data: PathBuf,
 }
 
 impl Directories {
+    /// Where the store lies, be it there or not.
+    pub fn store_dir(&self) -> PathBuf {
+        self.data.join("store")
+    }
+
+    /// The store, made when it is not there, in a data directory that is ours alone.
+    ///
+    /// # Errors
+    /// See [`DirectoryError`] and [`StoreError`](smartvm_images::store::StoreError).
+    pub fn open_store(&self) -> Result<Store, OpenStoreError> {
+        make_private(&self.data)?;
+        Ok(Store::open(&self.store_dir())?)
+    }
+
+    /// The store, when there is one. Makes nothing.
+    ///
+    /// # Errors
+    /// As [`Directories::open_store`].
+    pub fn existing_store(&self) -> Result<Option<Store>, OpenStoreError> {
+        match self.store_dir().join("version").exists() {
+            true => self.open_store().map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Finds them by user and environment; makes nothing.
     pub fn find() -> Self {
         Self::of(rustix::process::geteuid().as_raw(), |name| {
@@ -47,6 +73,38 @@ impl Directories {
             absolute("XDG_DATA_HOME").unwrap_or_else(home).join("smartvm")
         });
         Self { runtime, data }
+    }
+}
+
+/// The store cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenStoreError {
+    /// The data directory is none of ours.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The store itself.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Explain for OpenStoreError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Directory(error) => error.code(),
+            Self::Store(error) => error.code(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Directory(error) => error.hint(),
+            Self::Store(error) => error.hint(),
+        }
+    }
+
+    fn happened(&self) -> Happened {
+        Happened::NeverStarted
     }
 }
 
@@ -88,7 +146,8 @@ impl Explain for DirectoryError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Io { .. } | Self::NotUtf8 { .. } => {
-                "set SMARTVM_RUNTIME_DIR to a directory that this user can make and use".into()
+                "set SMARTVM_RUNTIME_DIR, or SMARTVM_DATA_DIR, to a directory that this user can make and use"
+                    .into()
             }
             Self::NotPrivate { remedy, .. } => remedy.clone(),
         })

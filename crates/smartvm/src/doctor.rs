@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use crate::check::check_config;
 use crate::config::Config;
 use crate::directories::Directories;
+use crate::firecracker::{FindError, find_firecracker};
 use crate::host::Host;
 use crate::machine::{Machine, StartOptions};
 
@@ -126,7 +127,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Looks at everything.
 pub async fn examine(firecracker: Option<&Path>, directories: &Directories) -> Diagnosis {
     let mut checks = vec![kvm_device(), kvm_access(), kvm_api()];
-    let binary = FirecrackerBinary::find(firecracker).await;
+    let binary = find_firecracker(firecracker, directories).await;
     checks.push(firecracker_check(&binary));
     let binary = binary.ok();
     let host = Host::open(directories);
@@ -236,7 +237,7 @@ fn kvm_api() -> Check {
     }
 }
 
-fn firecracker_check(binary: &Result<FirecrackerBinary, smartvm_host::binary::BinaryError>) -> Check {
+fn firecracker_check(binary: &Result<FirecrackerBinary, FindError>) -> Check {
     let name = "firecracker";
     match binary {
         Ok(binary) if binary.version.is_supported() => {

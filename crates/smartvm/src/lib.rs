@@ -2,6 +2,8 @@
 //!
 //! * [`directories`]: where things lie on this host
 //! * [`host`]: this host, opened: its machines and their clean-up
+//! * [`firecracker`]: which Firecracker runs them
+//! * [`images`]: what they boot from: store, kernels, images, Firecracker releases
 //! * [`config`]: a user's Firecracker config
 //! * [`check`]: everything that is wrong with it
 //! * [`machine`]: one machine, from start to release
@@ -21,6 +23,7 @@ pub mod check;
 pub mod config;
 pub mod directories;
 pub mod doctor;
+pub mod firecracker;
 pub mod gc;
 pub mod host;
 pub mod machine;
@@ -32,6 +35,7 @@ pub mod terminal;
 pub use check::{Checked, check_config};
 pub use config::Config;
 pub use directories::Directories;
+pub use firecracker::find_firecracker;
 pub use gc::{GcMode, GcReport};
 pub use host::Host;
 pub use machine::{Machine, Released, StartError, StartOptions};
@@ -45,3 +49,4 @@ pub use smartvm_host::{
     ConsoleInput, Ended, FirecrackerBinary, Ladder, LogLevel, LogOptions, Output, OutputReader, Readiness,
     Rung, Seccomp, StopError, Timeline,
 };
+pub use smartvm_images as images;

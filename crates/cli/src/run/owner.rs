@@ -15,7 +15,7 @@ use smartvm::machine::Released;
 use smartvm::terminal::Terminal;
 use smartvm::{
     Checked, Config, ConsoleInput, Directories, FirecrackerBinary, Host, Ladder, LogOptions, Machine, Rung,
-    Seccomp, StartOptions, StopError, check_config,
+    Seccomp, StartOptions, StopError, check_config, find_firecracker,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -360,7 +360,7 @@ fn ladder(request: &RunRequest) -> Ladder {
 
 async fn start(request: &RunRequest) -> Result<(Machine, Vec<Problem>), Box<Report>> {
     let path = |path: &Option<HostPath>| path.as_ref().map(PathBuf::from);
-    let firecracker = FirecrackerBinary::find(path(&request.firecracker).as_deref())
+    let firecracker = find_firecracker(path(&request.firecracker).as_deref(), &Directories::find())
         .await
         .map_err(|error| Report::of(&error).with_exit(Exit::HostNotReady))?;
     let checked = check(request, &firecracker).await?;

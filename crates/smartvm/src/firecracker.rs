@@ -1,0 +1,73 @@
+//! Which Firecracker runs the machines of this host.
+
+use std::path::Path;
+
+use smartvm_core::explain::{Code, Explain, Happened};
+use smartvm_host::FirecrackerBinary;
+use smartvm_host::binary::BinaryError;
+use smartvm_images::release::{self, ReleaseError};
+
+use crate::directories::{Directories, OpenStoreError};
+
+/// The Firecracker to use: `explicit`, else what `SMARTVM_FIRECRACKER` names, else the store's default version, else
+/// `firecracker` on PATH; asked for its version.
+///
+/// # Errors
+/// There is none, or the one that was found cannot be used: no other one is taken in its place.
+pub async fn find_firecracker(
+    explicit: Option<&Path>,
+    directories: &Directories,
+) -> Result<FirecrackerBinary, FindError> {
+    // A caller that names one, or an environment that does, needs no store.
+    let named =
+        explicit.is_some() || std::env::var_os("SMARTVM_FIRECRACKER").is_some_and(|name| !name.is_empty());
+    let store = if named { None } else { directories.existing_store()? };
+    let found = release::find(explicit, store.as_ref())?.ok_or(BinaryError::NotFound)?;
+    Ok(FirecrackerBinary::at(&found.path).await?)
+}
+
+/// No Firecracker that can be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FindError {
+    /// There is none, or it is not one.
+    #[error(transparent)]
+    Binary(#[from] BinaryError),
+    /// The store's default version is damaged.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] OpenStoreError),
+}
+
+impl FindError {
+    fn explained(&self) -> &dyn Explain {
+        match self {
+            Self::Binary(error) => error,
+            Self::Release(error) => error,
+            Self::Store(error) => error,
+        }
+    }
+}
+
+impl Explain for FindError {
+    fn code(&self) -> Code {
+        self.explained().code()
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Binary(BinaryError::NotFound) => Some(
+                "get one by `smartvm firecracker install`, or put a release's binary on PATH as `firecracker`, or set \
+                 SMARTVM_FIRECRACKER to it"
+                    .into(),
+            ),
+            _ => self.explained().hint(),
+        }
+    }
+
+    fn happened(&self) -> Happened {
+        self.explained().happened()
+    }
+}
