@@ -19,7 +19,7 @@ mod manifest;
 mod presets;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::fs::File;
@@ -130,6 +130,21 @@ pub struct Artifact {
     pub size: Option<u64>,
     /// Its name, for people.
     pub file_name: Option<String>,
+}
+
+impl Artifact {
+    /// Takes it from `dir` if that has a file of its name. Whether it is the right one, its digest says.
+    pub(crate) fn find_in(&mut self, dir: &Path) {
+        let Place::Url(url) = &self.place else { return };
+        let segment = url.path_segments().and_then(|mut segments| segments.next_back());
+        let Some(name) = self.file_name.as_deref().or(segment).filter(|name| !name.is_empty()) else {
+            return;
+        };
+        let path = dir.join(name);
+        if path.is_file() {
+            self.place = Place::Path(path);
+        }
+    }
 }
 
 /// Where an artifact is.
@@ -307,8 +322,7 @@ impl BaseImages {
     pub async fn ensure(&self, wanted: &Wanted) -> Result<BaseImage, BaseError> {
         let resolved = match self.resolve(wanted).await {
             Err(error) if error.is_offline() && !wanted.force => {
-                let arch = wanted.arch.unwrap_or(self.options.arch);
-                let Some(kept) = self.newest_of(wanted.preset, arch)? else { return Err(error) };
+                let Some(kept) = self.kept_for(wanted)? else { return Err(error) };
                 self.downloader.progress().note(format!(
                     "{error}; the base image `{}`, which is in the store, is used for the preset `{}`",
                     kept.bundle_id, wanted.preset
@@ -372,6 +386,26 @@ impl BaseImages {
             Err(kernel::KernelError::InUse { .. } | kernel::KernelError::NotFound(_)) | Ok(()) => Ok(()),
             Err(source) => Err(BaseError::Kernel { bundle_id: image.bundle_id, source: Box::new(source) }),
         }
+    }
+
+    /// Bytes that a resolved bundle has, where somebody says how many. What its maker does not tell, its server is asked.
+    ///
+    /// # Errors
+    /// A server answers that it has no such thing, or does not answer.
+    pub async fn size(&self, resolved: &Resolved) -> Result<Option<u64>, BaseError> {
+        let id = &resolved.bundle_id;
+        let kernel = self.downloader.size(&request(id, "kernel", &resolved.kernel, LARGEST_KERNEL)?).await?;
+        let rootfs = request(id, "root file system", &resolved.rootfs, LARGEST_ROOTFS)?;
+        let rootfs = self.downloader.size(&rootfs).await?;
+        Ok(kernel.zip(rootfs).and_then(|(kernel, rootfs)| kernel.checked_add(rootfs)))
+    }
+
+    /// What a manifest describes.
+    ///
+    /// # Errors
+    /// It cannot be read, is not accepted, or is for another architecture.
+    pub async fn read_manifest(&self, at: &Url) -> Result<Resolved, BaseError> {
+        self.hosted(at, self.options.arch).await
     }
 
     async fn hosted(&self, at: &Url, arch: Arch) -> Result<Resolved, BaseError> {
@@ -470,14 +504,16 @@ impl BaseImages {
     }
 
     /// The record of a bundle of which everything is there.
-    fn present(&self, bundle_id: &str) -> Result<Option<BaseImage>, BaseError> {
+    pub(crate) fn present(&self, bundle_id: &str) -> Result<Option<BaseImage>, BaseError> {
         let Some(image) = self.store.get::<BaseImage>(Kind::Base, bundle_id)? else { return Ok(None) };
         let Some(kernel) = self.store.get::<Kernel>(Kind::Kernel, &image.kernel)? else { return Ok(None) };
         let blobs = [image.rootfs, kernel.vmlinux, kernel.initramfs];
         Ok(blobs.iter().all(|blob| self.store.blob(blob).is_some()).then_some(image))
     }
 
-    fn newest_of(&self, preset: Preset, arch: Arch) -> Result<Option<BaseImage>, BaseError> {
+    /// The newest bundle that came by the same preset.
+    pub(crate) fn kept_for(&self, wanted: &Wanted) -> Result<Option<BaseImage>, BaseError> {
+        let (preset, arch) = (wanted.preset, wanted.arch.unwrap_or(self.options.arch));
         let mut records = self.store.records::<BaseImage>(Kind::Base)?.records;
         records.retain(|record| record.value.preset == preset && record.value.arch == arch.as_str());
         records.sort_by_key(|record| std::cmp::Reverse(record.created));

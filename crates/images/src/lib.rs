@@ -8,6 +8,7 @@
 //! * [`download`]: fetching, whatever the network does
 //! * [`release`]: Firecracker releases
 //! * [`base`]: base-image bundles, for a quick start
+//! * [`setup`]: getting a fresh host ready, with or without a network
 //! * [`image`]: OCI images, from registries and archives
 
 pub mod base;
@@ -18,6 +19,7 @@ pub mod image;
 pub mod kernel;
 pub mod progress;
 pub mod release;
+pub mod setup;
 pub mod store;
 
 pub use digest::Digest;

@@ -15,10 +15,10 @@ use crate::progress::{Event, Progress};
 use crate::release;
 
 /// The files of a bucket, by key.
-type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
+pub(crate) type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
 /// A bucket at `/bucket`, which lists two keys per answer, and a release page at `/releases` whose newest is 1.15.1.
-fn answer(files: &Files, asked: &Asked) -> Reply {
+pub(crate) fn answer(files: &Files, asked: &Asked) -> Reply {
     let target: Url = format!("http://x{}", asked.target).parse().unwrap();
     match target.path() {
         "/releases/latest" => Reply::redirect("/releases/tag/v1.15.1"),
