@@ -9,6 +9,7 @@
 //! * [`release`]: Firecracker releases
 //! * [`base`]: base-image bundles, for a quick start
 //! * [`setup`]: getting a fresh host ready, with or without a network
+//! * [`rootfs`]: layers or a directory become one ext4 file
 //! * [`image`]: OCI images, from registries and archives
 
 pub mod base;
@@ -20,6 +21,7 @@ pub mod kernel;
 pub mod progress;
 pub mod release;
 pub mod setup;
+pub mod rootfs;
 pub mod store;
 
 pub use digest::Digest;

@@ -11,10 +11,7 @@ pub(super) struct Map(Vec<(u64, u64)>);
 
 impl Map {
     /// Checks and takes ranges; empty ones are left out, for the last one only marks the end.
-    pub(super) fn new(
-        ranges: impl IntoIterator<Item = (u64, u64)>,
-        size: u64,
-    ) -> Result<Self, &'static str> {
+    pub(super) fn new(ranges: impl IntoIterator<Item = (u64, u64)>, size: u64) -> Result<Self, &'static str> {
         let mut end = 0;
         let mut map = Vec::new();
         for (offset, len) in ranges {
@@ -70,12 +67,8 @@ impl<R: Read> Blocks<R> {
 
 impl<R: Read> Read for Blocks<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let Some((start, end)) = self.blocks.next_if(|(_, end)| *end <= self.position).map_or_else(
-            || self.blocks.peek().copied(),
-            |_| self.blocks.peek().copied(),
-        ) else {
-            return Ok(0);
-        };
+        while self.blocks.next_if(|(_, end)| *end <= self.position).is_some() {}
+        let Some((start, end)) = self.blocks.peek().copied() else { return Ok(0) };
         self.position = self.position.max(start);
         while self.map.next_if(|(offset, len)| offset + len <= self.position).is_some() {}
         let wanted = |until: u64| into.len().min(usize::try_from(until).unwrap_or(usize::MAX));

@@ -1,0 +1,119 @@
+//! Where the image goes: a sparse file, written in large pieces, hashed on the way.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{Receiver, Sender};
+
+use mkext4::RegionSink;
+use sha2::Digest as _;
+
+use super::sparse::BLOCK;
+use crate::Digest;
+
+/// What is written at once, in bytes.
+const PIECE: usize = 1 << 20;
+
+/// Collects what is written side by side, leaves out blocks of zeros, and tells the hasher how far the file is
+/// complete.
+pub(super) struct Sink<'a> {
+    file: &'a File,
+    piece: Vec<u8>,
+    /// Where `piece` belongs.
+    start: u64,
+    /// Whether the metadata are written. They come first, and from then on the file is complete up to where is
+    /// written.
+    filling: &'a Cell<bool>,
+    /// Whether contents were written already.
+    filled: bool,
+    complete: Sender<u64>,
+}
+
+impl<'a> Sink<'a> {
+    pub(super) fn new(file: &'a File, filling: &'a Cell<bool>, complete: Sender<u64>) -> Self {
+        Self { file, piece: Vec::with_capacity(PIECE), start: 0, filling, filled: false, complete }
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.piece.len() as u64
+    }
+
+    /// Writes what was collected.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        write_sparsely(self.file, self.start, &self.piece)?;
+        self.start = self.end();
+        self.piece.clear();
+        if self.filling.get() {
+            // The hasher is gone only when it failed, which it says itself.
+            let _ = self.complete.send(self.start);
+        }
+        Ok(())
+    }
+}
+
+impl RegionSink for Sink<'_> {
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if offset != self.end() || self.piece.len() + bytes.len() > PIECE {
+            self.flush()?;
+            if offset < self.start && self.filled {
+                return Err(io::Error::other("the image is not written from its beginning to its end"));
+            }
+            self.filled = self.filling.get();
+            self.start = offset;
+        }
+        if bytes.len() >= PIECE {
+            write_sparsely(self.file, offset, bytes)?;
+            self.start = offset + bytes.len() as u64;
+        } else {
+            self.piece.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    fn zeros(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        // The padding of a file: without it the next file would not be beside this one.
+        if offset == self.end() && len < BLOCK && !self.piece.is_empty() {
+            self.piece.resize(self.piece.len() + len as usize, 0);
+        }
+        Ok(())
+    }
+}
+
+/// Writes a piece of a file that is all zeros so far. The piece begins with a block.
+fn write_sparsely(file: &File, offset: u64, piece: &[u8]) -> io::Result<()> {
+    let mut from = 0;
+    while from < piece.len() {
+        let blocks = piece[from..].chunks(BLOCK as usize);
+        let zeros: usize = blocks.take_while(|block| is_zero(block)).map(<[u8]>::len).sum();
+        from += zeros;
+        let blocks = piece[from..].chunks(BLOCK as usize);
+        let data: usize = blocks.take_while(|block| !is_zero(block)).map(<[u8]>::len).sum();
+        if data > 0 {
+            file.write_all_at(&piece[from..from + data], offset + from as u64)?;
+        }
+        from += data;
+    }
+    Ok(())
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    // In steps: the compiler makes each of them a few instructions, and most blocks end at the first.
+    block.chunks(64).all(|step| step.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+/// Hashes the file as far as it is complete, until it is told no more.
+pub(super) fn hash(file: &File, complete: &Receiver<u64>) -> io::Result<Digest> {
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; 256 << 10];
+    let mut done = 0;
+    while let Ok(until) = complete.recv() {
+        while done < until {
+            let want = buffer.len().min(usize::try_from(until - done).unwrap_or(usize::MAX));
+            file.read_exact_at(&mut buffer[..want], done)?;
+            hasher.update(&buffer[..want]);
+            done += want as u64;
+        }
+    }
+    Ok(Digest::from_bytes(hasher.finalize().into()))
+}
