@@ -8,6 +8,7 @@
 //! * [`validate`]: finds it, all at once
 //! * [`kernel_image`]: what a kernel file is, and where it boots
 //! * [`boot`]: the kernel's command line as a plan
+//! * [`image_machine`]: a machine that boots an image, as a plan
 //! * [`machine`]: the life of a machine as a pure decision
 //! * [`bare_metal`]: tiny guests without an operating system, as bytes
 //! * [`explain`]: stable error codes, hints, retry safety
@@ -16,6 +17,7 @@ pub mod bare_metal;
 pub mod boot;
 pub mod explain;
 pub mod id;
+pub mod image_machine;
 pub mod kernel_image;
 pub mod machine;
 pub mod problem;
