@@ -26,8 +26,13 @@ pub(super) fn open(dir: &Path) -> Result<(), StoreError> {
         Err(error) => return Err(StoreError::io("read", &version, error)),
     }
     let records = Kind::ALL.iter().map(|kind| format!("records/{}", kind.folder()));
+    let mut made = false;
     for part in PARTS.iter().map(|part| (*part).to_owned()).chain(records) {
-        make(&dir.join(part))?;
+        made |= make(&dir.join(part))?;
+    }
+    if made {
+        sync(&dir.join("records"))?;
+        sync(dir)?;
     }
     Ok(())
 }
@@ -73,15 +78,16 @@ fn begin(dir: &Path, version: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn make(path: &Path) -> Result<(), StoreError> {
+/// Whether it was to be made.
+fn make(path: &Path) -> Result<bool, StoreError> {
     if path.is_dir() {
-        return Ok(());
+        return Ok(false);
     }
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
         // What is not there needs no folder until something is written.
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(false),
         Err(error) => Err(StoreError::io("make", path, error)),
     }
 }

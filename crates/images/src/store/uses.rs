@@ -28,6 +28,15 @@ pub struct UseGuard {
     path: PathBuf,
     /// Held locked: that is what makes the use a living one.
     file: File,
+    /// Not the handle, which would go on holding what it found.
+    blobs: PathBuf,
+}
+
+impl UseGuard {
+    /// Where a used blob is, for as long as the use lasts. Cheaper than [`Store::blob`], which holds it as well.
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.blobs.join(digest.hex())
+    }
 }
 
 impl Drop for UseGuard {
@@ -83,7 +92,7 @@ impl Store {
         let no_gc = self.no_gc()?;
         self.all_there(blobs, &format_args!("machine `{id}`"), &no_gc)?;
         let file = staged.rename(&path)?;
-        Ok(UseGuard { path, file })
+        Ok(UseGuard { path, file, blobs: self.dir().join("blobs") })
     }
 
     /// Uses of processes that live, by id.

@@ -121,6 +121,7 @@ fn a_use_ends_with_its_guard_and_its_name_is_free_again() {
     let (_dir, store) = store();
     let blob = store.put_bytes(b"x", BlobMode::Data).unwrap();
     let guard = store.use_blobs("web-1", &[blob]).unwrap();
+    assert_eq!(fs::read(guard.path(&blob)).unwrap(), b"x");
     let users = store.users_of(&[blob]).unwrap();
     assert_eq!(users, [LiveUse { id: "web-1".to_owned(), pid: std::process::id(), blobs: vec![blob] }]);
     let error = store.use_blobs("web-1", &[blob]).unwrap_err();
