@@ -29,11 +29,13 @@ pub mod modinfo;
 mod order;
 #[cfg(test)]
 pub(crate) mod pack;
+mod refresh;
 #[cfg(test)]
 mod tests;
 mod tree;
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -153,6 +155,33 @@ pub async fn import_with(
         if chosen(&store)?.is_none() {
             set_default(&store, &kernel.name)?;
         }
+        Ok(kernel)
+    })
+    .await
+}
+
+/// The kernel with the guest init of this smartvm: itself when it has that, else rebuilt under its name. A host and a
+/// guest of different versions may not understand each other, so ask before each boot.
+///
+/// # Errors
+/// When the initramfs is not in the store or is damaged, and when the store cannot be written.
+///
+/// # Cancel safety
+/// As for [`import`].
+pub async fn current(store: &Store, kernel: Kernel) -> Result<Kernel, KernelError> {
+    static OURS: LazyLock<Digest> = LazyLock::new(|| Digest::of(smartvm_guest_binary::GUEST));
+    if kernel.guest == *OURS {
+        Ok(kernel)
+    } else {
+        with_guest(store, kernel, smartvm_guest_binary::GUEST).await
+    }
+}
+
+async fn with_guest(store: &Store, kernel: Kernel, guest: &'static [u8]) -> Result<Kernel, KernelError> {
+    let store = store.clone();
+    blocking(move |stop| {
+        let kernel = refresh::with_guest(&store, &kernel, guest, stop)?;
+        store.put(Kind::Kernel, &kernel.name, &kernel, &kernel.blobs())?;
         Ok(kernel)
     })
     .await

@@ -140,14 +140,14 @@ fn module_path(name: &str) -> String {
 }
 
 /// A blob whose digest is made while it is written.
-struct Blob {
+pub(super) struct Blob {
     staged: crate::store::Staged,
     hash: Sha256,
     size: u64,
 }
 
 impl Blob {
-    fn begin(store: &Store) -> Result<Self, KernelError> {
+    pub(super) fn begin(store: &Store) -> Result<Self, KernelError> {
         Ok(Self { staged: store.stage().map_err(KernelError::Store)?, hash: Sha256::new(), size: 0 })
     }
 
@@ -155,7 +155,12 @@ impl Blob {
         KernelError::Store(StoreError::io("write", self.staged.path(), error))
     }
 
-    fn finish(self) -> Result<Digest, KernelError> {
+    /// Bytes so far.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(super) fn finish(self) -> Result<Digest, KernelError> {
         let digest = Digest::from_bytes(self.hash.finalize().into());
         self.staged.commit(digest, BlobMode::Data).map_err(KernelError::Store)?;
         Ok(digest)

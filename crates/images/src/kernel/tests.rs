@@ -288,3 +288,29 @@ fn kernels_are_named_chosen_and_removed() {
     assert!(matches!(remove(&place.store, "second"), Err(KernelError::NotFound(_))));
     assert!(matches!(default(&place.store), Err(KernelError::NoDefault)));
 }
+
+#[test]
+fn a_kernel_of_another_smartvm_gets_our_guest_init() {
+    const NEW: &[u8] = b"#!/another init of the guest";
+    let place = Place::new();
+    let package = place.write("linux.deb", &package("data.tar", None, &files()));
+    let old = place.paths([&package]).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let new = runtime.block_on(with_guest(&place.store, old.clone(), NEW)).unwrap();
+    assert_ne!(new, old);
+    assert_eq!(inspect(&place.store, &old.name).unwrap(), new);
+    let import = Import::paths([package]);
+    let imported = runtime.block_on(import_with(&place.store, import, NEW, &Progress::none())).unwrap();
+    assert_eq!(new, imported, "as if it had been imported by the new one");
+
+    let ours = runtime.block_on(current(&place.store, new)).unwrap();
+    assert_eq!(ours.guest, Digest::of(smartvm_guest_binary::GUEST));
+    assert_eq!(runtime.block_on(current(&place.store, ours.clone())).unwrap(), ours);
+    let path = place.store.blob(&ours.initramfs).unwrap();
+    fs::remove_file(&path).unwrap();
+    let error = runtime.block_on(with_guest(&place.store, ours.clone(), NEW)).unwrap_err();
+    assert_eq!(error.code(), Code::Store);
+    fs::write(&path, &NEW[..20]).unwrap();
+    let error = runtime.block_on(with_guest(&place.store, ours, NEW)).unwrap_err();
+    assert_eq!(error.code(), Code::InvalidKernel);
+}
