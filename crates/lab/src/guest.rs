@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::cache::{Cache, Key, remove, run_to_end};
 use crate::cpio::Archive;
-use crate::debian::Parts;
+use crate::debian::{KernelSeries, Parts, kernel_package};
 use crate::fault::{AtPath, Fault, Result};
 use crate::{modules, workspace};
 
@@ -44,6 +44,10 @@ pub struct Assets {
     pub busybox: PathBuf,
     /// A root file system with that busybox and its `sh`, as squashfs.
     pub squashfs: PathBuf,
+    /// Debian's packages of its stable kernel, which is that of `vmlinux`, and of the one in backports.
+    pub stable: PathBuf,
+    /// See `stable`.
+    pub backports: PathBuf,
 }
 
 impl Assets {
@@ -72,12 +76,15 @@ impl Assets {
             modules: dir.join("modules"),
             busybox: dir.join("busybox"),
             squashfs: dir.join("busybox.squashfs"),
+            stable: dir.join("stable.deb"),
+            backports: dir.join("backports.deb"),
         }
     }
 
     /// All that is in the directory.
-    pub(crate) fn files(&self) -> [&Path; 5] {
-        [&self.vmlinux, &self.initrd, &self.modules, &self.busybox, &self.squashfs].map(PathBuf::as_path)
+    pub(crate) fn files(&self) -> [&Path; 7] {
+        let Self { vmlinux, initrd, boot_args: _, modules, busybox, squashfs, stable, backports } = self;
+        [vmlinux, initrd, modules, busybox, squashfs, stable, backports].map(PathBuf::as_path)
     }
 
     /// A Firecracker config file that boots this guest on one vCPU with 128 MiB.
@@ -102,12 +109,18 @@ pub fn assets(cache: &Cache) -> Result<Assets> {
     let parts = Parts::fetch(cache)?;
     let programs = workspace::build_small("smartvm-lab", &["lab-init"])?;
     let init = &programs[0];
-    let key = Key::of([Key::of_files(&[init])?.as_str(), parts.kernel(), "2"].map(str::as_bytes));
+    let packages = [KernelSeries::Stable, KernelSeries::Backports]
+        .map(|series| kernel_package(cache, series))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let files: Vec<&Path> = packages.iter().chain([init]).map(PathBuf::as_path).collect();
+    let key = Key::of([Key::of_files(&files)?.as_str(), parts.kernel(), "3"].map(str::as_bytes));
     let dir = cache.entry("guest", &key, 6, |dir| {
         let assets = Assets::within(dir);
         initramfs(&assets.initrd, init, &parts, &WANTED)?;
         // Hard links where it can be: both are in the cache.
-        for (from, to) in [(parts.vmlinux(), &assets.vmlinux), (parts.busybox(), &assets.busybox)] {
+        let from = [parts.vmlinux(), parts.busybox()].into_iter().chain(packages);
+        for (from, to) in from.zip([&assets.vmlinux, &assets.busybox, &assets.stable, &assets.backports]) {
             fs::hard_link(&from, to).or_else(|_| fs::copy(&from, to).map(drop)).at("cannot make", to)?;
         }
         copy_modules(&parts, &assets.modules)?;

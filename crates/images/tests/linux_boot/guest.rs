@@ -37,11 +37,21 @@ pub(crate) struct Boot {
     pub(crate) words: Option<String>,
     /// The orders lie in the initramfs, not on the command line.
     pub(crate) orders_in_initramfs: bool,
+    /// Kernel and initramfs of a bundle, instead of the lab's kernel with an initramfs of modules as above. The command
+    /// line is then as smartvm plans it.
+    pub(crate) bundle: Option<Bundle>,
     /// More files of the initramfs.
     pub(crate) files: Vec<(&'static str, Vec<u8>)>,
 }
 
-pub(crate) const ROOT_MODULES: [&str; 4] = ["virtio", "virtio_ring", "virtio_mmio", "virtio_blk"];
+/// Files of a kernel bundle.
+#[derive(Clone)]
+pub(crate) struct Bundle {
+    pub(crate) vmlinux: PathBuf,
+    pub(crate) initramfs: PathBuf,
+}
+
+const ROOT_MODULES: [&str; 4] = ["virtio", "virtio_ring", "virtio_mmio", "virtio_blk"];
 
 impl Boot {
     /// A busybox image with this script as its process, writes going to memory.
@@ -70,6 +80,7 @@ impl Boot {
             drives: vec![(image, true)],
             words: None,
             orders_in_initramfs: false,
+            bundle: None,
             files: Vec::new(),
         }
     }
@@ -109,12 +120,18 @@ impl Boot {
     pub(crate) fn start(&self) -> Guest {
         let assets = Assets::from_env().expect("a Linux guest");
         let dir = self.dir.path();
-        let initrd = dir.join("initrd");
-        fs::write(&initrd, self.initramfs(&assets)).expect("an initramfs");
-        let words = match &self.words {
-            Some(words) => words.clone(),
-            None if self.orders_in_initramfs => String::new(),
-            None => self.orders.encode().expect("sound orders"),
+        let (vmlinux, initrd, boot_args) = match &self.bundle {
+            Some(bundle) => (bundle.vmlinux.clone(), bundle.initramfs.clone(), self.planned_command_line()),
+            None => {
+                let initrd = dir.join("initrd");
+                fs::write(&initrd, self.initramfs(&assets)).expect("an initramfs");
+                let words = match &self.words {
+                    Some(words) => words.clone(),
+                    None if self.orders_in_initramfs => String::new(),
+                    None => self.orders.encode().expect("sound orders"),
+                };
+                (assets.vmlinux, initrd, format!("{} {words}", assets.boot_args))
+            }
         };
         let drives = self.drives.iter().enumerate().map(|(number, (path, read_only))| {
             serde_json::json!({
@@ -127,9 +144,9 @@ impl Boot {
         let drives: Vec<_> = drives.collect();
         let config = serde_json::json!({
             "boot-source": {
-                "kernel_image_path": assets.vmlinux,
+                "kernel_image_path": vmlinux,
                 "initrd_path": initrd,
-                "boot_args": format!("{} {words}", assets.boot_args),
+                "boot_args": boot_args,
             },
             "drives": drives,
             "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
@@ -137,6 +154,18 @@ impl Boot {
         let path = dir.join("vm.json");
         fs::write(&path, config.to_string()).expect("a config file");
         Guest::start(&path, dir.join("api.sock"))
+    }
+
+    fn planned_command_line(&self) -> String {
+        let boot = smartvm_core::boot::Boot {
+            arch: smartvm_core::target::Arch::X86_64,
+            console: true,
+            pci: false,
+            orders: Some(&self.orders),
+            extra: "",
+            appended: 0,
+        };
+        smartvm_core::boot::plan(&boot).expect("a plan").command_line()
     }
 
     /// The initramfs that it boots from.

@@ -52,7 +52,8 @@ impl Machine {
         let initrd = self.initrd.display().to_string();
         let vmlinuz = self.parts.vmlinuz().display().to_string();
         [
-            &["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt", "-smp", "2", "-m", "4096"][..],
+            // This QEMU's cmpxchg16b leaves wild flags in nested guests, and newer kernels panic by it: no cx16.
+            &["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,-cx16", "-smp", "2", "-m", "4096"][..],
             &[
                 "-name",
                 "smartvm-lab,process=qemu-lab",
