@@ -20,8 +20,8 @@ pub mod image;
 pub mod kernel;
 pub mod progress;
 pub mod release;
-pub mod setup;
 pub mod rootfs;
+pub mod setup;
 pub mod store;
 
 pub use digest::Digest;

@@ -74,7 +74,7 @@ pub(super) fn read(
 /// The member with the files, and how it is compressed.
 fn data_member(mut file: File) -> io::Result<(io::Take<File>, Option<Compression>)> {
     let mut magic = [0; MAGIC.len()];
-    file.read_exact(&mut magic)?;
+    file.read_exact(&mut magic).map_err(|_| invalid("it is no Debian package"))?;
     if magic != *MAGIC {
         return Err(invalid("it is no Debian package"));
     }
@@ -258,3 +258,6 @@ fn cut_off(error: io::Error) -> io::Error {
 fn invalid(problem: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem)
 }
+
+#[cfg(test)]
+mod tests;
