@@ -6,7 +6,7 @@ mod guest;
 
 use std::fs;
 
-use guest::{Boot, OWN_ID, busybox_as_squashfs, exit, fsck};
+use guest::{Boot, OWN_ID, ROOT_MODULES, busybox_as_squashfs, exit, fsck};
 use smartvm_guest_api::boot::{Disk, Ended, FileSystem, Overlay, Report, Step};
 
 /// What the process finds: its orders, and what every container has.
@@ -172,6 +172,16 @@ fn a_missing_disk_is_named_with_those_that_are_there() {
     let mut boot = Boot::image("exit");
     boot.orders.overlay = Overlay::Disk(OWN_ID.parse().expect("an id"));
     assert!(boot.fails(Step::FindOverlay).contains(OWN_ID));
+}
+
+/// Drivers that are loaded while the disk is waited for make it come late.
+#[test]
+fn a_disk_that_comes_late_is_awaited() {
+    let mut boot = Boot::image("exit 4");
+    boot.later = ROOT_MODULES.into();
+    boot.modules.retain(|name| !ROOT_MODULES.contains(name));
+    let (console, report) = boot.to_its_end();
+    assert_eq!(report, exit(4), "{console}");
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub(crate) struct Bundle {
     pub(crate) initramfs: PathBuf,
 }
 
-const ROOT_MODULES: [&str; 4] = ["virtio", "virtio_ring", "virtio_mmio", "virtio_blk"];
+pub(crate) const ROOT_MODULES: [&str; 4] = ["virtio", "virtio_ring", "virtio_mmio", "virtio_blk"];
 
 impl Boot {
     /// A busybox image with this script as its process, writes going to memory.
