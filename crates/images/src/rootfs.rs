@@ -20,6 +20,7 @@
 //! below a symlink goes where the link leads, within the root, as container runtimes do it. A hardlink to what is
 //! missing, to a directory or to itself is refused.
 
+mod directory;
 mod error;
 mod merge;
 mod pax;
@@ -37,6 +38,7 @@ mod xattr;
 
 use std::fs::File;
 
+pub use directory::Directory;
 pub use error::RootfsError;
 pub use source::Layer;
 
@@ -58,6 +60,8 @@ pub enum Contents {
     Layers(Vec<Layer>),
     /// A tar archive of a whole root file system; all names in it mean themselves.
     Archive(Layer),
+    /// A directory of this host.
+    Directory(Directory),
 }
 
 /// What no source may exceed.
@@ -117,7 +121,7 @@ pub struct Built {
     pub digest: Digest,
     /// The file's length.
     pub size_bytes: u64,
-    /// What it takes on disk: zeros are not written.
+    /// How much of it was written: blocks of zeros are not, so this is what it takes on disk.
     pub used_bytes: u64,
     /// Files of all kinds, the root directory included.
     pub inodes: u64,
@@ -125,7 +129,7 @@ pub struct Built {
     pub entries: u64,
 }
 
-/// Makes an ext4 file system. `file` is emptied first; it is not synced.
+/// Makes an ext4 file system. `file`, open for reading and writing, is emptied first; it is not synced.
 ///
 /// # Errors
 /// See [`RootfsError`]. The file is then of no use.
@@ -155,6 +159,14 @@ pub fn build_now(
     let (layers, whiteouts) = match contents {
         Contents::Layers(layers) => (layers.as_slice(), true),
         Contents::Archive(layer) => (std::slice::from_ref(layer), false),
+        Contents::Directory(directory) => {
+            let watch = Watch::new(abandoned, progress, "build root file system", None);
+            let (tree, scanned) = directory::scan(directory, file, &options.limits, &watch)?;
+            let entries = scanned.entries;
+            return write::image(tree, entries, &[], file, options, &watch, |filler, fills| {
+                directory::fill(&scanned, &watch, filler, fills)
+            });
+        }
     };
     let bytes = layers.iter().map(Layer::len).sum::<u64>().saturating_mul(2);
     let watch = Watch::new(abandoned, progress, "build root file system", Some(bytes));

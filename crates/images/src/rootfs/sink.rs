@@ -27,12 +27,27 @@ pub(super) struct Sink<'a> {
     filling: &'a Cell<bool>,
     /// Whether contents were written already.
     filled: bool,
+    /// Bytes that were written: all but zeros.
+    written: u64,
     complete: Sender<u64>,
 }
 
 impl<'a> Sink<'a> {
     pub(super) fn new(file: &'a File, filling: &'a Cell<bool>, complete: Sender<u64>) -> Self {
-        Self { file, piece: Vec::with_capacity(PIECE), start: 0, filling, filled: false, complete }
+        Self {
+            file,
+            piece: Vec::with_capacity(PIECE),
+            start: 0,
+            filling,
+            filled: false,
+            written: 0,
+            complete,
+        }
+    }
+
+    /// Bytes that were written so far.
+    pub(super) fn written(&self) -> u64 {
+        self.written
     }
 
     fn end(&self) -> u64 {
@@ -41,7 +56,7 @@ impl<'a> Sink<'a> {
 
     /// Writes what was collected.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        write_sparsely(self.file, self.start, &self.piece)?;
+        self.written += write_sparsely(self.file, self.start, &self.piece)?;
         self.start = self.end();
         self.piece.clear();
         if self.filling.get() {
@@ -63,7 +78,7 @@ impl RegionSink for Sink<'_> {
             self.start = offset;
         }
         if bytes.len() >= PIECE {
-            write_sparsely(self.file, offset, bytes)?;
+            self.written += write_sparsely(self.file, offset, bytes)?;
             self.start = offset + bytes.len() as u64;
         } else {
             self.piece.extend_from_slice(bytes);
@@ -80,9 +95,11 @@ impl RegionSink for Sink<'_> {
     }
 }
 
-/// Writes a piece of a file that is all zeros so far. The piece begins with a block.
-fn write_sparsely(file: &File, offset: u64, piece: &[u8]) -> io::Result<()> {
+/// Writes a piece of a file that is all zeros so far, and answers how much there was to write. The piece begins with
+/// a block.
+fn write_sparsely(file: &File, offset: u64, piece: &[u8]) -> io::Result<u64> {
     let mut from = 0;
+    let mut written = 0;
     while from < piece.len() {
         let blocks = piece[from..].chunks(BLOCK as usize);
         let zeros: usize = blocks.take_while(|block| is_zero(block)).map(<[u8]>::len).sum();
@@ -93,8 +110,9 @@ fn write_sparsely(file: &File, offset: u64, piece: &[u8]) -> io::Result<()> {
             file.write_all_at(&piece[from..from + data], offset + from as u64)?;
         }
         from += data;
+        written += data as u64;
     }
-    Ok(())
+    Ok(written)
 }
 
 fn is_zero(block: &[u8]) -> bool {

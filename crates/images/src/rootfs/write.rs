@@ -113,36 +113,36 @@ pub(super) fn image(
     file.set_len(0).and_then(|()| file.set_len(size_bytes)).map_err(RootfsError::Write)?;
 
     let (complete, told) = mpsc::channel();
-    let digest = std::thread::scope(|scope| {
+    let (digest, used_bytes) = std::thread::scope(|scope| {
         let hasher = scope.spawn(move || sink::hash(file, &told));
         let written = fill(&layout, &fills, Sinking { file, complete, size_bytes }, contents);
         let hashed = hasher.join();
-        written?;
+        let written = written?;
         match hashed {
-            Ok(digest) => digest.map_err(RootfsError::Write),
+            Ok(digest) => Ok((digest.map_err(RootfsError::Write)?, written)),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })?;
     if watch.stopped() {
         return Err(RootfsError::Stopped);
     }
-    use std::os::unix::fs::MetadataExt;
-    let used_bytes = file.metadata().map_err(RootfsError::Write)?.blocks() * 512;
     Ok(Built { uuid, digest, size_bytes, used_bytes, inodes, entries })
 }
 
+/// Where [`fill`] writes.
 struct Sinking<'a> {
     file: &'a fs::File,
     complete: mpsc::Sender<u64>,
     size_bytes: u64,
 }
 
+/// Writes the image and answers how many bytes of it are no zeros.
 fn fill(
     layout: &Layout,
     fills: &[Fill],
     to: Sinking<'_>,
     contents: impl FnOnce(&mut Filler<'_, '_>, &[Fill]) -> Result<(), RootfsError>,
-) -> Result<(), RootfsError> {
+) -> Result<u64, RootfsError> {
     let filling = Cell::new(false);
     let complete = to.complete.clone();
     let mut sink = Sink::new(to.file, &filling, to.complete);
@@ -153,7 +153,7 @@ fn fill(
     sink.flush().map_err(RootfsError::Write)?;
     // Behind the last file there is nothing but what was there from the start.
     let _ = complete.send(to.size_bytes);
-    Ok(())
+    Ok(sink.written())
 }
 
 fn laid_out(error: mkext4::Error) -> RootfsError {

@@ -1,0 +1,90 @@
+//! Images as the kernel and e2fsck see them: trees with every kind of file, made from directories and from tar
+//! archives, mounted and compared entry by entry.
+//!
+//! Needs root for device nodes and mounting, as the whole test run does; where the kernel mounts no loop device, an
+//! independent reader (`ext4-view`) stands in, which is said.
+
+#[path = "rootfs/compare.rs"]
+mod compare;
+#[path = "rootfs/oracle.rs"]
+mod oracle;
+#[path = "rootfs/trees.rs"]
+mod trees;
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use smartvm_images::Progress;
+use smartvm_images::blocking::Abandoned;
+use smartvm_images::rootfs::{Built, Contents, Directory, Layer, Options, build_now};
+use tempfile::TempDir;
+
+fn build(contents: &Contents, image: &Path) -> Built {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(image).unwrap();
+    let options = Options::default();
+    build_now(contents, &file, &options, &Progress::none(), &Abandoned::never()).unwrap()
+}
+
+/// The tree as GNU tar packs it, with everything it can pack (no sockets).
+fn packed(tree: &Path, archive: &Path, more: &[&str]) {
+    let mut tar = Command::new("tar");
+    tar.args(["--format=pax", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-S"]);
+    tar.args(more).arg("-C").arg(tree).arg("-cf").arg(archive).arg(".");
+    let output = tar.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_directory_with_every_kind_of_file_is_mounted_as_it_was() {
+    let scratch = TempDir::new().unwrap();
+    let tree = scratch.path().join("tree");
+    trees::every_kind(&tree, 300);
+    let image = scratch.path().join("image");
+    let built = build(&Contents::Directory(Directory::new(&tree)), &image);
+    oracle::fsck(&image);
+    oracle::same(&tree, &image, oracle::Sockets::Kept);
+    assert!(built.used_bytes < 40 << 20, "sparse files take no space: {built:?}");
+
+    // And the same again: equal input, equal bytes.
+    let again = build(&Contents::Directory(Directory::new(&tree)), &scratch.path().join("again"));
+    assert_eq!(again, built);
+}
+
+#[test]
+fn an_archive_with_every_kind_of_file_is_mounted_as_it_was() {
+    let scratch = TempDir::new().unwrap();
+    let tree = scratch.path().join("tree");
+    trees::every_kind(&tree, 300);
+    for (name, more) in
+        [("a.tar", &[][..]), ("b.tar.gz", &["-z"]), ("c.tar.xz", &["-J"]), ("d.tar.zst", &["--zstd"])]
+    {
+        let archive = scratch.path().join(name);
+        packed(&tree, &archive, more);
+        let image = scratch.path().join("image");
+        build(&Contents::Archive(Layer::open(&archive).unwrap()), &image);
+        oracle::fsck(&image);
+        oracle::same(&tree, &image, oracle::Sockets::Lost);
+        fs::remove_file(archive).unwrap();
+    }
+    // GNU's own format has no nanoseconds and no attributes, and its own way with sparse files and long names.
+    let archive = scratch.path().join("gnu.tar");
+    packed(&tree, &archive, &["--format=gnu", "--no-xattrs"]);
+    let image = scratch.path().join("image");
+    build(&Contents::Archive(Layer::open(&archive).unwrap()), &image);
+    oracle::fsck(&image);
+    oracle::same(&tree, &image, oracle::Sockets::LostWithAttributesAndNanoseconds);
+}
+
+#[test]
+fn a_tree_of_28000_entries_is_mounted_as_it_was() {
+    let scratch = TempDir::new().unwrap();
+    let tree = scratch.path().join("tree");
+    trees::every_kind(&tree, 20_000);
+    trees::many(&tree.join("many"), 7_800);
+    let image = scratch.path().join("image");
+    let built = build(&Contents::Directory(Directory::new(&tree)), &image);
+    assert!(built.inodes >= 27_800, "{built:?}");
+    oracle::fsck(&image);
+    oracle::same(&tree, &image, oracle::Sockets::Kept);
+}
