@@ -14,6 +14,7 @@
 //!
 //! [`Partial`]: partial::Partial
 
+mod answer;
 mod attempt;
 mod error;
 mod http;
@@ -30,7 +31,7 @@ mod tests;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -41,6 +42,7 @@ use crate::blocking::blocking;
 use crate::digest::Digest;
 use crate::progress::Progress;
 use crate::store::{BlobMode, Store, StoreLock};
+pub(crate) use answer::Answer;
 pub use error::{DownloadError, WAYS_OUT};
 use http::Http;
 use partial::Partial;
@@ -66,6 +68,8 @@ pub struct Options {
     pub proxy: Proxy,
     /// PEM files of CA certificates to trust beside the system's.
     pub extra_ca: Vec<PathBuf>,
+    /// Takes any certificate of a TLS server: nobody then knows who answers. For registries on the user's own word.
+    pub accept_invalid_certs: bool,
 }
 
 impl Default for Options {
@@ -79,6 +83,7 @@ impl Default for Options {
             redirects: 10,
             proxy: Proxy::Environment,
             extra_ca: Vec::new(),
+            accept_invalid_certs: false,
         }
     }
 }
@@ -169,8 +174,6 @@ struct Shared {
     options: Options,
     progress: Progress,
     http: OnceLock<Http>,
-    /// Whether it was told that nothing protects what comes.
-    unprotected: Once,
 }
 
 /// What is asked of a place without fetching from it.
@@ -186,8 +189,12 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(50);
 impl Downloader {
     /// A downloader that reports to `progress`.
     pub fn new(options: Options, progress: Progress) -> Self {
-        let (http, unprotected) = (OnceLock::new(), Once::new());
-        Self { shared: Arc::new(Shared { options, progress, http, unprotected }) }
+        Self { shared: Arc::new(Shared { options, progress, http: OnceLock::new() }) }
+    }
+
+    /// How it fetches.
+    pub fn options(&self) -> &Options {
+        &self.shared.options
     }
 
     /// Where it reports to.

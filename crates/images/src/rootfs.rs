@@ -10,8 +10,6 @@
 //! directory ────────────────────────────────┘
 //! ```
 //!
-//! [`blank`] makes an empty one, for what a machine writes.
-//!
 //! What is kept: modes, owners (32 bits), times to the nanosecond (1901 to 2446; others are moved there), hardlinks,
 //! symlinks, device nodes, fifos, sockets, holes, access control lists, file capabilities and other extended
 //! attributes that Linux has. What is not: access and change times (those are the time of modification, or images
@@ -22,7 +20,6 @@
 //! below a symlink goes where the link leads, within the root, as container runtimes do it. A hardlink to what is
 //! missing, to a directory or to itself is refused.
 
-mod blank;
 mod directory;
 mod error;
 mod merge;
@@ -35,16 +32,17 @@ mod tar;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod unpacked;
 mod watch;
 mod write;
 mod xattr;
 
 use std::fs::File;
 
-pub use blank::blank;
 pub use directory::Directory;
 pub use error::RootfsError;
 pub use source::Layer;
+pub(crate) use unpacked::MemberKind;
 
 use crate::Digest;
 use crate::blocking::{Abandoned, blocking};

@@ -57,6 +57,9 @@ impl Http {
         if !certificates.is_empty() {
             builder = builder.tls_certs_merge(certificates);
         }
+        if options.accept_invalid_certs {
+            builder = builder.tls_danger_accept_invalid_certs(true);
+        }
         let proxied = match &options.proxy {
             Proxy::Environment => PROXY_VARIABLES
                 .iter()
@@ -109,6 +112,20 @@ impl Http {
             at = next(url, &at, &response)?;
         }
         Err(DownloadError::Redirect { url: shown(url), to: shown(&at), why: "there are too many redirects" })
+    }
+
+    /// Sends a form. No redirect is followed: what is in it is for this server alone.
+    pub(super) async fn post(
+        &self,
+        url: &Url,
+        headers: HeaderMap,
+        form: String,
+    ) -> Result<Response, DownloadError> {
+        let asked = self.client.post(url.clone()).headers(headers).body(form).send();
+        tokio::time::timeout(self.connect_timeout + self.stall, asked)
+            .await
+            .map_err(|_| DownloadError::Stalled { url: shown(url), after: self.stall, got: 0 })?
+            .map_err(|error| self.explain(&error, url, url))
     }
 
     /// What the failure of a request to `at` means, which began at `url`.

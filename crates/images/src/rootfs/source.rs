@@ -96,10 +96,20 @@ impl Layer {
         self.identity.as_ref()
     }
 
+    /// Its bytes as they are stored.
+    pub(super) fn raw<'a>(&self, watch: &'a Watch) -> Raw<'a> {
+        Raw { bytes: self.bytes.clone(), position: 0, len: self.len(), watch }
+    }
+
+    /// Whether they have to be unpacked.
+    pub(super) fn is_compressed(&self, watch: &Watch) -> io::Result<bool> {
+        let mut raw = BufReader::with_capacity(CHUNK, self.raw(watch));
+        Ok(Compression::of(raw.fill_buf()?).is_some())
+    }
+
     /// Opens it from its beginning.
     pub(super) fn stream<'a>(&self, limits: &Limits, watch: &'a Watch) -> io::Result<Stream<'a>> {
-        let raw = Raw { bytes: self.bytes.clone(), position: 0, len: self.len(), watch };
-        let mut raw = BufReader::with_capacity(CHUNK, raw);
+        let mut raw = BufReader::with_capacity(CHUNK, self.raw(watch));
         let head = raw.fill_buf()?;
         let inner = match Compression::of(head) {
             None => Inner::Plain(raw),
@@ -146,7 +156,7 @@ impl Compression {
 }
 
 /// The stored bytes, as a reader that can seek, is stopped by its watch, and tells it how far it is.
-struct Raw<'a> {
+pub(super) struct Raw<'a> {
     bytes: Bytes,
     position: u64,
     len: u64,

@@ -134,6 +134,22 @@ impl Store {
         Ok(plan.report)
     }
 
+    /// Removes those of `blobs` that nothing needs: what only one piece of work needed, which is done. A handle that held
+    /// them must be gone.
+    ///
+    /// # Errors
+    /// As [`Store::gc`].
+    pub(crate) fn discard(&self, blobs: &[Digest]) -> Result<(), StoreError> {
+        let alone = Flock::take(&self.dir().join("gc.lock"), Share::Alone, "collect garbage")?;
+        let mut plan = self.plan(&GcOptions { keep_bases: usize::MAX, ..GcOptions::default() })?;
+        let ours: HashSet<PathBuf> = blobs.iter().map(|digest| self.blob_path(digest)).collect();
+        plan.blobs.retain(|path| ours.contains(path));
+        plan.records.clear();
+        let trash = self.unlink(&plan, &Abandoned::never())?;
+        drop(alone);
+        trash.iter().try_for_each(|path| remove(path))
+    }
+
     fn plan(&self, options: &GcOptions) -> Result<Plan, StoreError> {
         let mut records = self.all_records()?;
         let mut busy = self.busy()?;
