@@ -31,7 +31,7 @@ mod tests;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -174,6 +174,8 @@ struct Shared {
     options: Options,
     progress: Progress,
     http: OnceLock<Http>,
+    /// Whether it was told that nothing protects what comes.
+    unprotected: Once,
 }
 
 /// What is asked of a place without fetching from it.
@@ -189,7 +191,8 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(50);
 impl Downloader {
     /// A downloader that reports to `progress`.
     pub fn new(options: Options, progress: Progress) -> Self {
-        Self { shared: Arc::new(Shared { options, progress, http: OnceLock::new() }) }
+        let (http, unprotected) = (OnceLock::new(), Once::new());
+        Self { shared: Arc::new(Shared { options, progress, http, unprotected }) }
     }
 
     /// How it fetches.

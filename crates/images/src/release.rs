@@ -34,7 +34,7 @@ use crate::digest::Digest;
 use crate::download::{self, DownloadError, Downloader, Request};
 use crate::store::{Kind, Store, StoreError};
 pub use error::ReleaseError;
-pub use find::{Found, From, find};
+pub use find::{Found, FoundBy, find};
 
 /// Where releases are fetched from when nothing else is said.
 pub const OFFICIAL: &str = "https://github.com/firecracker-microvm/firecracker/releases";

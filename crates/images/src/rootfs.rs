@@ -10,6 +10,8 @@
 //! directory ────────────────────────────────┘
 //! ```
 //!
+//! [`blank`] makes an empty one, for what a machine writes.
+//!
 //! What is kept: modes, owners (32 bits), times to the nanosecond (1901 to 2446; others are moved there), hardlinks,
 //! symlinks, device nodes, fifos, sockets, holes, access control lists, file capabilities and other extended
 //! attributes that Linux has. What is not: access and change times (those are the time of modification, or images
@@ -20,6 +22,7 @@
 //! below a symlink goes where the link leads, within the root, as container runtimes do it. A hardlink to what is
 //! missing, to a directory or to itself is refused.
 
+mod blank;
 mod directory;
 mod error;
 mod merge;
@@ -39,6 +42,7 @@ mod xattr;
 
 use std::fs::File;
 
+pub use blank::blank;
 pub use directory::Directory;
 pub use error::RootfsError;
 pub use source::Layer;

@@ -9,6 +9,7 @@
 //!         locks/*                   one piece of work, one process
 //!         tmp/*                     unfinished files, locked by their writers
 //!         partial/*             unfinished downloads, which the next try goes on with
+//!         bin/<version>/*       second names of a Firecracker release's programs
 //!         damaged/*                 what `verify` moved away
 //!         gc.lock                   shared for the moment of a change, alone for the moment of a collection
 //!         uses.lock                 alone for the moment in which a use begins

@@ -17,7 +17,7 @@ use std::process::Command;
 
 use smartvm_images::Progress;
 use smartvm_images::blocking::Abandoned;
-use smartvm_images::rootfs::{Built, Contents, Directory, Layer, Options, build_now};
+use smartvm_images::rootfs::{Built, Contents, Directory, Layer, Options, blank, build_now};
 use tempfile::TempDir;
 
 fn build(contents: &Contents, image: &Path) -> Built {
@@ -87,4 +87,41 @@ fn a_tree_of_28000_entries_is_mounted_as_it_was() {
     assert!(built.inodes >= 27_800, "{built:?}");
     oracle::fsck(&image);
     oracle::same(&tree, &image, oracle::Sockets::Kept);
+}
+
+#[test]
+fn an_empty_file_system_of_any_size_is_mounted_and_written_to() {
+    let scratch = TempDir::new().unwrap();
+    let image = scratch.path().join("blank");
+    const MIB: u64 = 1 << 20;
+    for size in [
+        16 * MIB,
+        17 * MIB + 5,
+        127 * MIB,
+        128 * MIB,
+        129 * MIB,
+        135 * MIB,
+        4096 * MIB,
+        200 << 30,
+        (16 << 40) - MIB,
+    ] {
+        // What the file system below cannot hold is none of our business.
+        let Ok(file) = sized(&image, size) else { continue };
+        let began = std::time::Instant::now();
+        blank(&file, size, [9; 16]).unwrap();
+        let took = began.elapsed();
+        if size <= 200 << 30 {
+            oracle::fsck(&image);
+        }
+        oracle::written_to(&image);
+        if size <= 200 << 30 {
+            oracle::fsck(&image);
+        }
+        eprintln!("{size}: {took:?}");
+    }
+}
+
+fn sized(image: &Path, size: u64) -> std::io::Result<File> {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(image)?;
+    file.set_len(size).map(|()| file)
 }

@@ -106,7 +106,7 @@ impl Explain for BaseError {
             Self::Release(source) => return source.hint(),
             Self::Kernel { source, .. } => return source.hint(),
             Self::Rootfs { .. } => "an ext4 or squashfs image is needed; see rootfsType in the manifest".into(),
-            Self::Manifest { .. } => "correct the named field; the fields of schema 1 are described in the README".into(),
+            Self::Manifest { .. } => "correct the named field; schemaVersion 1 is read".into(),
             Self::NoManifest => {
                 "name one by --manifest, by SMARTVM_BASE_MANIFEST, or in the options: a URL or a path".into()
             }

@@ -4,7 +4,7 @@ use reqwest::header::{
     CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_RANGE, LAST_MODIFIED, RANGE,
 };
 use reqwest::{Method, Response};
-use url::Url;
+use url::{Host, Url};
 
 use super::error::DownloadError;
 use super::http::{self, shown};
@@ -132,6 +132,14 @@ impl Filling<'_> {
 
     /// Asks for what is still missing. None when nothing is.
     async fn ask(&mut self, url: &Url) -> Result<Option<(Response, Head)>, DownloadError> {
+        if self.request.digest.is_none() && !is_protected(url) {
+            let (shared, host) = (&self.downloader.shared, url.host_str().unwrap_or_default());
+            shared.unprotected.call_once(|| {
+                shared
+                    .progress
+                    .warn(format!("what comes from http://{host} could be changed on its way: use https"));
+            });
+        }
         let range = self.range(url);
         if range.is_none() {
             self.sink.restart()?;
@@ -259,6 +267,17 @@ impl Filling<'_> {
             self.take(url, &bytes).await?;
         }
     }
+}
+
+/// Whether nobody on the way can change what comes: encrypted, or never on a wire.
+fn is_protected(url: &Url) -> bool {
+    let loopback = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => true,
+    };
+    url.scheme() != "http" || loopback
 }
 
 /// `bytes 5-9/10` or `bytes */10`: the first byte and the size of the whole.

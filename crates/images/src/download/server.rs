@@ -11,6 +11,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use url::Url;
@@ -50,6 +51,7 @@ pub(crate) struct Reply {
     head: String,
     body: Vec<u8>,
     end: End,
+    gate: Option<Arc<Semaphore>>,
 }
 
 /// What happens after the last byte.
@@ -75,7 +77,7 @@ impl Reply {
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
-        Self { head: head + "\r\n", body: body.into(), end: End::Close }
+        Self { head: head + "\r\n", body: body.into(), end: End::Close, gate: None }
     }
 
     /// 200 and a body.
@@ -95,7 +97,7 @@ impl Reply {
 
     /// Exactly these bytes, HTTP or not.
     pub(crate) fn raw(bytes: impl Into<String>) -> Self {
-        Self { head: bytes.into(), body: vec![], end: End::Close }
+        Self { head: bytes.into(), body: vec![], end: End::Close, gate: None }
     }
 
     /// What a good server answers that has `bytes` under this entity tag: ranges as in RFC 9110.
@@ -130,14 +132,20 @@ impl Reply {
         self
     }
 
+    /// Says nothing before the gate has a permit.
+    pub(crate) fn behind(mut self, gate: &Arc<Semaphore>) -> Self {
+        self.gate = Some(Arc::clone(gate));
+        self
+    }
+
     /// Hangs without even a head.
     pub(crate) fn silence() -> Self {
-        Self { head: String::new(), body: vec![], end: End::Hang }
+        Self { head: String::new(), body: vec![], end: End::Hang, gate: None }
     }
 
     /// Agrees to be a tunnel, and is one.
     pub(crate) fn tunnel(to: SocketAddr) -> Self {
-        Self { head: "HTTP/1.1 200 Connected\r\n\r\n".into(), body: vec![], end: End::Tunnel(to) }
+        Self { head: "HTTP/1.1 200 Connected\r\n\r\n".into(), body: vec![], end: End::Tunnel(to), gate: None }
     }
 }
 
@@ -236,6 +244,9 @@ async fn serve(
         all.len() - 1
     };
     let reply = answer(&asked, before);
+    if let Some(gate) = &reply.gate {
+        let _ = gate.acquire().await;
+    }
     stream.write_all(reply.head.as_bytes()).await?;
     if asked.method != "HEAD" {
         for piece in reply.body.chunks(16 << 10) {

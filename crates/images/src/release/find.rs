@@ -13,7 +13,7 @@ const BINARY_VARIABLE: &str = "SMARTVM_FIRECRACKER";
 /// Who decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum From {
+pub enum FoundBy {
     /// The caller: an option or the spec.
     Caller,
     /// The variable `SMARTVM_FIRECRACKER`.
@@ -32,7 +32,7 @@ pub struct Found {
     /// The jailer that belongs to it, where that is known.
     pub jailer: Option<PathBuf>,
     /// Who decided.
-    pub from: From,
+    pub by: FoundBy,
 }
 
 /// The binary that is to be run: what the caller names, else what `SMARTVM_FIRECRACKER` names, else the default version of
@@ -50,25 +50,25 @@ fn find_in(
     store: Option<&Store>,
     variable: impl Fn(&str) -> Option<std::ffi::OsString>,
 ) -> Result<Option<Found>, ReleaseError> {
-    let found = |path: PathBuf, from| Some(Found { path, jailer: None, from });
+    let found = |path: PathBuf, by| Some(Found { path, jailer: None, by });
     if let Some(path) = explicit {
-        return Ok(found(path.to_owned(), From::Caller));
+        return Ok(found(path.to_owned(), FoundBy::Caller));
     }
     if let Some(path) = variable(BINARY_VARIABLE) {
-        return Ok(found(path.into(), From::Environment));
+        return Ok(found(path.into(), FoundBy::Environment));
     }
     if let Some(store) = store
         && let Some(installed) = default(store)?
     {
         let programs = programs(store, &installed)?;
         let (path, jailer) = (programs.firecracker, Some(programs.jailer));
-        return Ok(Some(Found { path, jailer, from: From::Store(installed.version) }));
+        return Ok(Some(Found { path, jailer, by: FoundBy::Store(installed.version) }));
     }
     let path = variable("PATH").unwrap_or_default();
     let executable =
         |path: &PathBuf| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok();
     let on_path = std::env::split_paths(&path).map(|dir| dir.join("firecracker")).find(executable);
-    Ok(on_path.and_then(|path| found(path, From::Path)))
+    Ok(on_path.and_then(|path| found(path, FoundBy::Path)))
 }
 
 #[cfg(test)]
@@ -96,11 +96,11 @@ mod tests {
         let look = |explicit: Option<&str>, variable: &dyn Fn(&str) -> Option<std::ffi::OsString>| {
             find_in(explicit.map(Path::new), Some(&store), variable)
                 .unwrap()
-                .map(|found| (found.path, found.from))
+                .map(|found| (found.path, found.by))
         };
-        assert_eq!(look(Some("/mine"), &named), Some(("/mine".into(), From::Caller)));
-        assert_eq!(look(None, &named), Some(("/named".into(), From::Environment)));
-        assert_eq!(look(None, &unnamed), Some((full.join("firecracker"), From::Path)));
+        assert_eq!(look(Some("/mine"), &named), Some(("/mine".into(), FoundBy::Caller)));
+        assert_eq!(look(None, &named), Some(("/named".into(), FoundBy::Environment)));
+        assert_eq!(look(None, &unnamed), Some((full.join("firecracker"), FoundBy::Path)));
         assert_eq!(look(None, &|_| None), None);
     }
 }

@@ -160,7 +160,7 @@ async fn versions_live_side_by_side_and_one_is_the_default() {
     assert_eq!(listed(), [("v1.13.0".into(), false), ("v1.12.1".into(), true)]);
     releases.choose("1.13.0".parse().unwrap()).unwrap();
     let found = find(Some(Path::new("/x")), Some(&page.store)).unwrap().unwrap();
-    assert_eq!(found.from, From::Caller);
+    assert_eq!(found.by, FoundBy::Caller);
     let chosen = default(&page.store).unwrap().unwrap();
     assert_eq!(
         std::fs::read(releases.programs(&chosen).unwrap().firecracker).unwrap(),

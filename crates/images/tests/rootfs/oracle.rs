@@ -29,9 +29,17 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// Mounts it read-only. `None` where the kernel does not; why is printed.
     pub(crate) fn new(image: &Path) -> Option<Self> {
+        Self::with("ro,loop", image)
+    }
+
+    fn with(options: &str, image: &Path) -> Option<Self> {
         let at = tempfile::TempDir::new().unwrap();
-        let output =
-            Command::new("mount").args(["-o", "ro,loop"]).arg(image).arg(at.path()).output().unwrap();
+        let output = Command::new("mount")
+            .args(["-t", "ext4", "-o", options])
+            .arg(image)
+            .arg(at.path())
+            .output()
+            .unwrap();
         if output.status.success() {
             return Some(Self { at });
         }
@@ -121,4 +129,16 @@ fn same_by_reader(tree: &Path, image: &Path, lost: Sockets) {
             assert!(fs.read(inside).unwrap() == std::fs::read(tree.join(&path)).unwrap(), "{inside}");
         }
     }
+}
+
+/// The kernel mounts an empty file system and writes to all over it.
+pub(crate) fn written_to(image: &Path) {
+    let Some(mounted) = Mounted::with("rw,loop", image) else { return };
+    for number in 0..40 {
+        let folder = mounted.path().join(format!("{number}"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("file"), vec![number; 100_000]).unwrap();
+    }
+    let file = mounted.path().join("39/file");
+    assert!(std::fs::read(file).unwrap() == vec![39; 100_000]);
 }

@@ -30,8 +30,16 @@ pub(crate) enum Needs {
 }
 
 /// Packages whose unit tests start no Firecracker.
-const WITHOUT_KVM: &[&str] =
-    &["smartvm-core", "smartvm-firecracker", "smartvm-images", "smartvm-lab", "xtask"];
+const WITHOUT_KVM: &[&str] = &[
+    "smartvm-core",
+    "smartvm-firecracker",
+    "smartvm-images",
+    "smartvm-lab",
+    "xtask",
+    "smartvm-guest",
+    "smartvm-guest-api",
+    "smartvm-guest-binary",
+];
 
 /// Builds the tests of the given packages (none: of all) and answers the programs, quick ones first.
 pub(crate) fn suites(packages: &[String]) -> Result<Vec<Suite>> {

@@ -176,6 +176,24 @@ async fn proxies_carry_both_kinds_and_say_no_in_words() {
     );
     assert_eq!(proxy.asked()[1].target, "http://far.invalid/x");
 
+    let bare = with(&format!("http://user:pass@{address}"));
+    for _ in 0..2 {
+        assert_eq!(
+            bare.downloader.bytes(&unknown("http://far.invalid/x".parse().unwrap())).await.unwrap(),
+            b"right"
+        );
+    }
+    let text = "what comes from http://far.invalid could be changed on its way: use https".to_owned();
+    assert_eq!(
+        bare.events
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|event| **event == Event::Warning { text: text.clone() })
+            .count(),
+        1
+    );
+
     let (error, code, text) = bench.refused(&unknown("https://elsewhere.invalid/x".parse().unwrap())).await;
     assert!(matches!(error, DownloadError::Proxy { .. }), "{error:?}");
     assert_eq!(code, Code::DownloadFailed);

@@ -182,19 +182,13 @@ async fn dropping_the_future_stops_the_transfer_and_keeps_the_bytes() {
     assert!(ranges(&server)[1].is_some(), "it went on");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn of_two_who_want_the_same_one_fetches() {
     let bytes = noise(1_000_000);
     let served = bytes.clone();
-    let go = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let gate = Arc::clone(&go);
-    let server = Server::new(move |asked, _| {
-        while !gate.load(std::sync::atomic::Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        Reply::file(asked, &served, "\"1\"")
-    })
-    .await;
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let closed = Arc::clone(&gate);
+    let server = Server::new(move |asked, _| Reply::file(asked, &served, "\"1\"").behind(&closed)).await;
     let bench = Bench::with(Options { stall: Duration::from_secs(60), ..impatient() });
     let request = known(server.url("/x"), &bytes);
     let other_store = bench.store.anew();
@@ -202,11 +196,9 @@ async fn of_two_who_want_the_same_one_fetches() {
         bench.downloader.fetch_blob(&bench.store, &request, BlobMode::Data),
         bench.downloader.fetch_blob(&other_store, &request, BlobMode::Data),
         async {
-            until("the second waits", || {
-                bench.notes().iter().any(|note| note.contains("waiting to fetch sha256:"))
-            })
-            .await;
-            go.store(true, std::sync::atomic::Ordering::SeqCst);
+            let waits = || bench.notes().iter().any(|note| note.contains("waiting to fetch sha256:"));
+            until("the second waits", waits).await;
+            gate.add_permits(1);
         }
     );
     assert_eq!((one.unwrap(), two.unwrap()), (Digest::of(&bytes), Digest::of(&bytes)));
