@@ -5,5 +5,6 @@
 
 pub mod figure;
 pub mod floor;
+pub mod image;
 pub mod kernel;
 pub mod scene;
