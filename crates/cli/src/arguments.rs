@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use smartvm::MachineId;
 
 use crate::exit;
+use crate::firecracker::FirecrackerArguments;
+use crate::kernel::KernelArguments;
+use crate::store::StoreArguments;
 
 /// Runs Firecracker microVMs.
 #[derive(Debug, Parser)]
@@ -36,6 +39,9 @@ pub(crate) enum Command {
     Ps,
     Stop(StopArguments),
     Gc(GcArguments),
+    Store(StoreArguments),
+    Firecracker(FirecrackerArguments),
+    Kernel(KernelArguments),
     /// Tell the versions of smartvm, and of the Firecracker and jailer that it would use.
     #[command(after_help = "Examples:\n  smartvm version\n  smartvm version --json")]
     Version(FirecrackerArgument),
@@ -239,6 +245,22 @@ mod tests {
     #[test]
     fn the_command_line_fits_together() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_every_command_has_an_example_and_describes_each_argument() {
+        fn look(command: &clap::Command, path: &str) {
+            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+                let path = format!("{path} {}", sub.get_name());
+                let after = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(after.contains("Example") && after.contains(&path), "{path}: {after}");
+                for argument in sub.get_arguments().filter(|argument| !argument.is_hide_set()) {
+                    assert!(argument.get_help().is_some(), "{path} {}", argument.get_id());
+                }
+                look(sub, &path);
+            }
+        }
+        look(&Arguments::command(), "smartvm");
     }
 
     #[test]

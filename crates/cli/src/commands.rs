@@ -24,7 +24,7 @@ fn fail(printer: &Printer, report: &Report, exit: Exit) -> Exit {
 }
 
 /// Prints data and answers `exit`, unless it could not be printed. A reader that has gone is no error of ours.
-fn print(printer: &Printer, text: &str, exit: Exit) -> Exit {
+pub(crate) fn print(printer: &Printer, text: &str, exit: Exit) -> Exit {
     let mut out = io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -33,6 +33,11 @@ fn print(printer: &Printer, text: &str, exit: Exit) -> Exit {
         }
         _ => exit,
     }
+}
+
+/// Whether to colour what goes to standard output.
+pub(crate) fn stdout_colour() -> bool {
+    crate::colour(io::stdout().is_terminal())
 }
 
 fn open_host(printer: &Printer) -> Result<Host, Exit> {
@@ -94,7 +99,7 @@ pub(crate) async fn doctor(arguments: FirecrackerArgument, printer: &Printer) ->
     let exit = if diagnosis.is_ready() { Exit::Success } else { Exit::HostNotReady };
     let text = match printer.json {
         true => json_line(&diagnosis),
-        false => diagnosis.to_text(crate::colour(io::stdout().is_terminal())),
+        false => diagnosis.to_text(stdout_colour()),
     };
     print(printer, &text, exit)
 }

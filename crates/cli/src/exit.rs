@@ -11,7 +11,7 @@ pub(crate) enum Exit {
     Success,
     /// Something of smartvm's own, or of the host, failed in a way that has no other status.
     Internal,
-    /// The config cannot work.
+    /// The config, kernel or image cannot work.
     InvalidConfig,
     /// The host cannot run it: KVM, Firecracker, permissions, directories.
     HostNotReady,
@@ -19,10 +19,14 @@ pub(crate) enum Exit {
     StartFailed,
     /// The VMM ended while the guest ran, and nobody had asked it to.
     VmmFailed,
-    /// There is no such machine, or another owner has it.
+    /// There is no such machine (or kernel, image, version, file), or something else holds it.
     MachineUnavailable,
     /// A machine could not be stopped, or something of it could not be released.
     NotReleased,
+    /// Something could not be fetched, or is not what was promised.
+    NotFetched,
+    /// The store is damaged, or cannot be used.
+    StoreDamaged,
     /// A signal (or Ctrl-C) ended the run: 128 and its number.
     Signal(u8),
 }
@@ -46,17 +50,19 @@ Exit status:
     0  done; of `run`: the guest ended by itself, or was stopped with the escape sequence, or detached
     1  something of smartvm or of the host failed in a way that has no other status
     2  wrong usage of the command line
-    3  the config cannot work (INVALID_CONFIG)
+    3  the config, kernel or image cannot work (INVALID_CONFIG, INVALID_KERNEL, INVALID_IMAGE)
     4  the host cannot run it: no KVM, no usable Firecracker, directories that are not private
     5  the VMM did not start
     6  the VMM ended while the guest ran, and nobody had asked it to
-    7  there is no such machine, or another owner has it
+    7  there is no such machine, kernel, image, version or file (NOT_FOUND), or it is in use (IN_USE, MACHINE_BUSY)
     8  a machine could not be stopped, or something of it could not be released
-  129  of `run`: stopped on SIGHUP (the terminal is gone)
-  130  of `run`: stopped on Ctrl-C or SIGINT
+    9  something could not be fetched (DOWNLOAD_FAILED, UNAUTHORIZED, DIGEST_MISMATCH)
+   10  the store is damaged or cannot be used (STORE); of `store verify`: there are findings
+  129  stopped on SIGHUP (the terminal is gone)
+  130  stopped on Ctrl-C or SIGINT
   137  of `run`: killed on request (second Ctrl-C, escape sequence, `stop --kill`)
   141  of `run`: stopped because standard output was closed, or its disk is full
-  143  of `run`: stopped on SIGTERM (`smartvm stop`)";
+  143  stopped on SIGTERM (of `run`: `smartvm stop`)";
 
 impl Exit {
     /// The status.
@@ -70,6 +76,8 @@ impl Exit {
             Self::VmmFailed => 6,
             Self::MachineUnavailable => 7,
             Self::NotReleased => 8,
+            Self::NotFetched => 9,
+            Self::StoreDamaged => 10,
             Self::Signal(number) => 128 + number,
         }
     }
@@ -97,9 +105,11 @@ impl Exit {
             | Code::ApiProtocol
             | Code::ProcessExited
             | Code::SpawnFailed => Self::StartFailed,
-            Code::MachineBusy | Code::NotFound | Code::InvalidState => Self::MachineUnavailable,
+            Code::MachineBusy | Code::NotFound | Code::InvalidState | Code::InUse => Self::MachineUnavailable,
             Code::StopTimeout => Self::NotReleased,
             Code::InvalidImage | Code::InvalidKernel => Self::InvalidConfig,
+            Code::DownloadFailed | Code::Unauthorized | Code::DigestMismatch => Self::NotFetched,
+            Code::Store => Self::StoreDamaged,
             _ => Self::Internal,
         }
     }
@@ -126,6 +136,8 @@ mod tests {
             Exit::VmmFailed,
             Exit::MachineUnavailable,
             Exit::NotReleased,
+            Exit::NotFetched,
+            Exit::StoreDamaged,
             Exit::Signal(HANG_UP),
             Exit::Signal(INTERRUPT),
             Exit::Signal(KILL),

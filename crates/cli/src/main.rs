@@ -4,13 +4,22 @@
 //! * [`exit`]: how it ends, as a status
 //! * [`report`]: how errors are told
 //! * [`run`]: a machine with its console on this terminal
+//! * [`store`], [`firecracker`], [`kernel`]: what machines boot from, and what runs them
+//! * [`progress`], [`table`]: how work and data are drawn
+//! * [`failure`]: what a command comes to
 //! * [`commands`]: everything else
 
 mod arguments;
 mod commands;
 mod exit;
+mod failure;
+mod firecracker;
+mod kernel;
+mod progress;
 mod report;
 mod run;
+mod store;
+mod table;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -75,6 +84,9 @@ async fn dispatch(command: Command, verbose: u8, printer: &Printer) -> ExitCode 
         Command::Ps => commands::ps(printer).into(),
         Command::Stop(arguments) => commands::stop(arguments, printer).await.into(),
         Command::Gc(arguments) => commands::gc(arguments, printer).await.into(),
+        Command::Store(arguments) => failure::end(store::run(arguments, printer).await, printer),
+        Command::Firecracker(arguments) => failure::end(firecracker::run(arguments, printer).await, printer),
+        Command::Kernel(arguments) => failure::end(kernel::run(arguments, printer).await, printer),
         Command::Completions { shell } => commands::completions(shell, printer).into(),
     }
 }

@@ -5,10 +5,20 @@ mod broken_configs;
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod goods;
+#[cfg(test)]
+mod kernels;
+#[cfg(test)]
 mod ownership;
 #[cfg(test)]
 mod pipes;
 #[cfg(test)]
+mod releases;
+#[cfg(test)]
 mod scene;
+#[cfg(test)]
+mod server;
+#[cfg(test)]
+mod store;
 #[cfg(test)]
 mod terminal;

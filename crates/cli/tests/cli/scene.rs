@@ -61,6 +61,7 @@ impl Scene {
         command
             .env("SMARTVM_FIRECRACKER", smartvm_lab::firecracker())
             .env("SMARTVM_RUNTIME_DIR", self.path("run"))
+            .env("SMARTVM_DATA_DIR", self.path("data"))
             .env_remove("NO_COLOR")
             // Elsewhere than the config's folder: relative paths must not start here.
             .current_dir("/");
