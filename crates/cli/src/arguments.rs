@@ -11,6 +11,7 @@ use smartvm::MachineId;
 use crate::exit;
 use crate::firecracker::FirecrackerArguments;
 use crate::kernel::KernelArguments;
+use crate::setup::SetupArguments;
 use crate::store::StoreArguments;
 
 /// Runs Firecracker microVMs.
@@ -39,6 +40,7 @@ pub(crate) enum Command {
     Ps,
     Stop(StopArguments),
     Gc(GcArguments),
+    Setup(SetupArguments),
     Store(StoreArguments),
     Firecracker(FirecrackerArguments),
     Kernel(KernelArguments),

@@ -4,6 +4,7 @@
 //! * [`exit`]: how it ends, as a status
 //! * [`report`]: how errors are told
 //! * [`run`]: a machine with its console on this terminal
+//! * [`setup`]: from a fresh host to one that runs machines
 //! * [`store`], [`firecracker`], [`kernel`]: what machines boot from, and what runs them
 //! * [`progress`], [`table`]: how work and data are drawn
 //! * [`failure`]: what a command comes to
@@ -18,6 +19,7 @@ mod kernel;
 mod progress;
 mod report;
 mod run;
+mod setup;
 mod store;
 mod table;
 
@@ -84,6 +86,7 @@ async fn dispatch(command: Command, verbose: u8, printer: &Printer) -> ExitCode 
         Command::Ps => commands::ps(printer).into(),
         Command::Stop(arguments) => commands::stop(arguments, printer).await.into(),
         Command::Gc(arguments) => commands::gc(arguments, printer).await.into(),
+        Command::Setup(arguments) => failure::end(setup::run(arguments, printer).await, printer),
         Command::Store(arguments) => failure::end(store::run(arguments, printer).await, printer),
         Command::Firecracker(arguments) => failure::end(firecracker::run(arguments, printer).await, printer),
         Command::Kernel(arguments) => failure::end(kernel::run(arguments, printer).await, printer),

@@ -247,8 +247,10 @@ pub fn remove(store: &Store, name: &str) -> Result<(), KernelError> {
             return in_use(format!("the {}", record.id));
         }
     }
+    // Asked while it is there: what is gone is nobody's choice.
+    let was_default = chosen(store)?.as_deref() == Some(name);
     store.remove(Kind::Kernel, name)?;
-    if chosen(store)?.as_deref() == Some(name) {
+    if was_default {
         let next = records(Kind::Kernel)?.into_iter().max_by_key(|record| record.last_used);
         match next {
             Some(next) => set_default(store, &next.id.name)?,

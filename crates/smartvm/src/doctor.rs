@@ -3,6 +3,8 @@
 //! A KVM device that opens says little: on some hosts tiny guests run and every Linux kernel dies. So a tiny guest is
 //! booted for real, by the same code as every machine, and what backs the device is told apart.
 
+mod store;
+
 use std::env;
 use std::fs;
 use std::io::{self, Write};
@@ -23,7 +25,7 @@ use tokio::time::timeout;
 use crate::check::check_config;
 use crate::config::Config;
 use crate::directories::Directories;
-use crate::firecracker::{FindError, find_firecracker};
+use crate::firecracker::{FindError, find_firecracker, found_by};
 use crate::host::Host;
 use crate::machine::{Machine, StartOptions};
 
@@ -128,7 +130,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn examine(firecracker: Option<&Path>, directories: &Directories) -> Diagnosis {
     let mut checks = vec![kvm_device(), kvm_access(), kvm_api()];
     let binary = find_firecracker(firecracker, directories).await;
-    checks.push(firecracker_check(&binary));
+    checks.push(firecracker_check(&binary, || found_by(firecracker, directories)));
     let binary = binary.ok();
     let host = Host::open(directories);
     checks.push(runtime_dir(directories, &host));
@@ -146,6 +148,7 @@ pub async fn examine(firecracker: Option<&Path>, directories: &Directories) -> D
     checks.push(linux_check(linux_guests));
     checks.push(open_files());
     checks.push(memory());
+    checks.extend(store::checks(directories));
     checks.push(jailer_check(binary.as_ref().map(|binary| binary.path.as_path())).await);
     Diagnosis {
         checks,
@@ -237,11 +240,15 @@ fn kvm_api() -> Check {
     }
 }
 
-fn firecracker_check(binary: &Result<FirecrackerBinary, FindError>) -> Check {
+fn firecracker_check(
+    binary: &Result<FirecrackerBinary, FindError>,
+    found_by: impl FnOnce() -> &'static str,
+) -> Check {
     let name = "firecracker";
     match binary {
         Ok(binary) if binary.version.is_supported() => {
-            pass(name, format!("{} ({})", binary.version, binary.path.display()))
+            let by = found_by();
+            pass(name, format!("{} ({}, {by})", binary.version, binary.path.display()))
         }
         Ok(binary) => bad(
             name,

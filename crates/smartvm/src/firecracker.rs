@@ -26,6 +26,20 @@ pub async fn find_firecracker(
     Ok(FirecrackerBinary::at(&found.path).await?)
 }
 
+/// Who decided that [`find_firecracker`] takes the one that it takes, for people.
+pub(crate) fn found_by(explicit: Option<&Path>, directories: &Directories) -> &'static str {
+    let store = directories.existing_store().ok().flatten();
+    match release::find(explicit, store.as_ref()) {
+        Ok(Some(found)) => match found.from {
+            release::From::Caller => "named by --firecracker",
+            release::From::Environment => "named by SMARTVM_FIRECRACKER",
+            release::From::Store(_) => "the default of `smartvm firecracker`",
+            release::From::Path => "found on PATH",
+        },
+        _ => "found somewhere",
+    }
+}
+
 /// No Firecracker that can be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

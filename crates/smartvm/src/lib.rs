@@ -9,6 +9,7 @@
 //! * [`machine`]: one machine, from start to release
 //! * [`record`]: what is on disk about a machine
 //! * [`gc`]: releasing what dead owners left behind
+//! * [`setup`]: what a fresh host lacks, and getting it
 //! * [`doctor`]: what this host can run, by trial
 //! * [`terminal`], [`background`]: for commands that put a guest's console on a terminal, or live on after it
 //!
@@ -30,6 +31,7 @@ pub mod machine;
 mod machine_dir;
 mod open_files;
 pub mod record;
+pub mod setup;
 pub mod terminal;
 
 pub use check::{Checked, check_config};

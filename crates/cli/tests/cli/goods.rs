@@ -7,21 +7,21 @@ use smartvm_core::bare_metal::Guest;
 
 use crate::server::Server;
 
-/// An archive as a release page has it. Its `firecracker` and `jailer` are shell scripts that say their version.
+/// An archive as a release page has it, with the real programs, whatever version they are.
 pub(crate) fn release(version: &str) -> Vec<u8> {
-    let says = |name: &str| format!("#!/bin/sh\necho '{name} {version}'\n");
-    programs(version, &says("Firecracker"), &says("Jailer"))
+    let read = |path| std::fs::read(path).unwrap();
+    programs(version, &read(smartvm_lab::firecracker()), &read(smartvm_lab::jailer()))
 }
 
 /// An archive with these two programs.
-pub(crate) fn programs(version: &str, firecracker: &str, jailer: &str) -> Vec<u8> {
+pub(crate) fn programs(version: &str, firecracker: &[u8], jailer: &[u8]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, content) in [("firecracker", firecracker), ("jailer", jailer)] {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o755);
         header.set_size(content.len() as u64);
         let path = format!("release-{version}-x86_64/{name}-{version}-x86_64");
-        tar.append_data(&mut header, path, content.as_bytes()).unwrap();
+        tar.append_data(&mut header, path, content).unwrap();
     }
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&tar.into_inner().unwrap()).unwrap();

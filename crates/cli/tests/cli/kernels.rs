@@ -133,9 +133,9 @@ fn hosted_needs_a_manifest_and_says_what_is_wrong_with_it() {
     let path = scene.write("manifest.json", manifest.to_string()).display().to_string();
     let pulled = scene.output(&["kernel", "pull", "hosted", "--manifest", &path]);
     assert!(text(&pulled.stdout).starts_with("base image own-1 (Our own)\n"), "{pulled:?}");
-    manifest["rootfs"]["path"] = "../root".into();
+    manifest["rootfs"] = serde_json::json!({"url": "http://127.0.0.1:9/root"});
     scene.write("manifest.json", manifest.to_string());
     let refused = scene.output(&["kernel", "pull", "hosted", "--manifest", &path, "--force"]);
     assert_eq!(refused.status.code(), Some(3), "{refused:?}");
-    assert!(text(&refused.stderr).contains("rootfs.path"), "{refused:?}");
+    assert!(text(&refused.stderr).contains("rootfs.sha256"), "{refused:?}");
 }

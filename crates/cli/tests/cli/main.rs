@@ -19,6 +19,8 @@ mod scene;
 #[cfg(test)]
 mod server;
 #[cfg(test)]
+mod setup;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 mod terminal;
