@@ -137,7 +137,7 @@ fn an_interrupted_install_ends_with_130_and_goes_on_where_it_was() {
         let parts = std::fs::read_dir(scene.path("data/store/partial")).into_iter().flatten();
         parts.map(|part| part.unwrap().metadata().unwrap().len()).max().unwrap_or(0)
     };
-    crate::scene::wait_until("half of it is here", crate::scene::patience(), || partial() > 0);
+    crate::scene::wait_until("half of it is here", crate::scene::patience(), || partial() >= 512 << 10);
     running.signal(rustix::process::Signal::INT);
     let (status, stdout, stderr) = running.end();
     assert_eq!((status.code(), text(&stdout)), (Some(130), String::new()), "{stderr}");
