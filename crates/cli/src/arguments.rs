@@ -10,6 +10,7 @@ use smartvm::MachineId;
 
 use crate::exit;
 use crate::firecracker::FirecrackerArguments;
+use crate::image::ImageArguments;
 use crate::kernel::KernelArguments;
 use crate::setup::SetupArguments;
 use crate::store::StoreArguments;
@@ -44,6 +45,7 @@ pub(crate) enum Command {
     Store(StoreArguments),
     Firecracker(FirecrackerArguments),
     Kernel(KernelArguments),
+    Image(ImageArguments),
     /// Tell the versions of smartvm, and of the Firecracker and jailer that it would use.
     #[command(after_help = "Examples:\n  smartvm version\n  smartvm version --json")]
     Version(FirecrackerArgument),

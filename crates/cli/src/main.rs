@@ -5,7 +5,7 @@
 //! * [`report`]: how errors are told
 //! * [`run`]: a machine with its console on this terminal
 //! * [`setup`]: from a fresh host to one that runs machines
-//! * [`store`], [`firecracker`], [`kernel`]: what machines boot from, and what runs them
+//! * [`store`], [`firecracker`], [`kernel`], [`image`]: what machines boot from, and what runs them
 //! * [`progress`], [`table`]: how work and data are drawn
 //! * [`failure`]: what a command comes to
 //! * [`commands`]: everything else
@@ -15,6 +15,7 @@ mod commands;
 mod exit;
 mod failure;
 mod firecracker;
+mod image;
 mod kernel;
 mod progress;
 mod report;
@@ -90,6 +91,7 @@ async fn dispatch(command: Command, verbose: u8, printer: &Printer) -> ExitCode 
         Command::Store(arguments) => failure::end(store::run(arguments, printer).await, printer),
         Command::Firecracker(arguments) => failure::end(firecracker::run(arguments, printer).await, printer),
         Command::Kernel(arguments) => failure::end(kernel::run(arguments, printer).await, printer),
+        Command::Image(arguments) => failure::end(image::run(arguments, printer).await, printer),
         Command::Completions { shell } => commands::completions(shell, printer).into(),
     }
 }

@@ -30,11 +30,11 @@ pub async fn find_firecracker(
 pub(crate) fn found_by(explicit: Option<&Path>, directories: &Directories) -> &'static str {
     let store = directories.existing_store().ok().flatten();
     match release::find(explicit, store.as_ref()) {
-        Ok(Some(found)) => match found.from {
-            release::From::Caller => "named by --firecracker",
-            release::From::Environment => "named by SMARTVM_FIRECRACKER",
-            release::From::Store(_) => "the default of `smartvm firecracker`",
-            release::From::Path => "found on PATH",
+        Ok(Some(found)) => match found.by {
+            release::FoundBy::Caller => "named by --firecracker",
+            release::FoundBy::Environment => "named by SMARTVM_FIRECRACKER",
+            release::FoundBy::Store(_) => "the default of `smartvm firecracker`",
+            release::FoundBy::Path => "found on PATH",
         },
         _ => "found somewhere",
     }

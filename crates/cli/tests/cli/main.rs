@@ -7,6 +7,8 @@ mod commands;
 #[cfg(test)]
 mod goods;
 #[cfg(test)]
+mod images;
+#[cfg(test)]
 mod kernels;
 #[cfg(test)]
 mod ownership;

@@ -13,6 +13,8 @@ use crate::scene::patience;
 struct Shared {
     files: BTreeMap<String, Vec<u8>>,
     redirects: BTreeMap<String, String>,
+    /// What files say that they are.
+    types: BTreeMap<String, String>,
     /// Bodies of these paths stop in their middle and never end.
     slow: Vec<String>,
     /// `METHOD path range`, in the order in which they came.
@@ -48,6 +50,12 @@ impl Server {
 
     pub(crate) fn file(&self, path: &str, bytes: impl Into<Vec<u8>>) {
         self.shared.0.lock().unwrap().files.insert(path.to_owned(), bytes.into());
+    }
+
+    /// A file that says what it is.
+    pub(crate) fn typed(&self, path: &str, kind: &str, bytes: impl Into<Vec<u8>>) {
+        self.file(path, bytes);
+        self.shared.0.lock().unwrap().types.insert(path.to_owned(), kind.to_owned());
     }
 
     pub(crate) fn redirect(&self, path: &str, to: &str) {
@@ -92,15 +100,17 @@ fn serve(mut stream: TcpStream, shared: &(Mutex<Shared>, Condvar)) -> Option<()>
         }
     }
     let path = target.split('?').next()?.to_owned();
-    let (file, redirect, slow) = {
+    let (file, redirect, slow, kind) = {
         let mut shared = shared.0.lock().unwrap();
         let range = from.map_or_else(String::new, |from| format!(" from {from}"));
         shared.asked.push(format!("{method} {target}{range}"));
         let file = shared.files.get(&target).or_else(|| shared.files.get(&path)).cloned();
-        (file, shared.redirects.get(&path).cloned(), shared.slow.contains(&path))
+        let kind =
+            shared.types.get(&path).map_or_else(String::new, |kind| format!("content-type: {kind}\r\n"));
+        (file, shared.redirects.get(&path).cloned(), shared.slow.contains(&path), kind)
     };
     let head = |status: &str, length: usize, more: &str| {
-        format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n{more}\r\n")
+        format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n{kind}{more}\r\n")
     };
     let (head, body) = match (file, redirect, from) {
         (_, Some(to), _) => (head("302 Found", 0, &format!("location: {to}\r\n")), Vec::new()),
