@@ -165,9 +165,9 @@ impl Bars {
 fn style(total: bool) -> ProgressStyle {
     let template = match total {
         true => {
-            "{msg:32!} [{bar:24}] {binary_bytes:>10} of {binary_total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4}"
+            "{msg:40!} [{bar:24}] {binary_bytes:>10} of {binary_total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4}"
         }
-        false => "{msg:32!} {spinner} {binary_bytes:>10} {binary_bytes_per_sec:>12}",
+        false => "{msg:40!} {spinner} {binary_bytes:>10} {binary_bytes_per_sec:>12}",
     };
     // The templates are ours, and a test draws both.
     ProgressStyle::with_template(template)
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn several_pieces_of_work_have_a_bar_each_with_total_speed_and_the_time_that_is_left() {
-        let term = InMemoryTerm::new(10, 110);
+        let term = InMemoryTerm::new(10, 120);
         let target = ProgressDrawTarget::term_like(Box::new(term.clone()));
         let bars = Bars {
             multi: MultiProgress::with_draw_target(target),

@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use crate::goods::{hex, programs, publish, release};
 use crate::scene::{Running, Scene};
 use crate::server::Server;
+use crate::terminal::Console;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -150,4 +151,22 @@ fn an_interrupted_install_ends_with_130_and_goes_on_where_it_was() {
     assert!(installed.status.success(), "{installed:?}");
     let last = server.asked().into_iter().rfind(|asked| asked.starts_with(&format!("GET {path}"))).unwrap();
     assert!(last.starts_with(&format!("GET {path} from ")), "{last}");
+}
+
+#[test]
+fn a_terminal_shows_a_bar_with_total_speed_and_time_and_ctrl_c_ends_it() {
+    let (scene, server) = (Scene::new(), Server::new());
+    publish(&server, "v1.12.1", &release("v1.12.1"));
+    server.slow("/releases/download/v1.12.1/firecracker-v1.12.1-x86_64.tgz", true);
+    let mut command = firecracker(&scene, &server, &["install"]);
+    let mut console = Console::open(command.env("TERM", "xterm").env("NO_COLOR", "1"));
+    server.await_stall();
+    for part in ["download firecracker-v1.12.1-x86_64.tgz", " [", "B of ", "/s"] {
+        console.run.await_output(part);
+    }
+    // No job control of a shell is there to make a signal of the key.
+    console.run.signal(rustix::process::Signal::INT);
+    let (status, screen) = console.end();
+    assert_eq!(status, Some(130), "{screen}");
+    assert!(screen.contains("error[INTERRUPTED]: stopped on request"), "{screen}");
 }

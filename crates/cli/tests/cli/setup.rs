@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use crate::goods::{archive_name, checksum, fill_bucket, kernel, publish, release, squashfs};
 use crate::scene::Scene;
 use crate::server::Server;
+use crate::terminal::Console;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -172,4 +173,32 @@ fn a_named_firecracker_that_is_none_is_told_before_anything_is_fetched() {
     let output = command.env("SMARTVM_FIRECRACKER", "/no/firecracker").output().unwrap();
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     assert!(server.asked().is_empty());
+}
+
+#[test]
+fn a_terminal_is_asked_and_no_means_no() {
+    let (scene, server) = fresh();
+    let mut console =
+        Console::open(setup(&scene, Some(&server), &["--kernel", "latest"]).env("TERM", "xterm"));
+    console.run.await_output("Fetch this? [Y/n] ");
+    console.type_in(b"n\n");
+    let (status, screen) = console.end();
+    assert_eq!(status, Some(0), "{screen}");
+    assert!(screen.contains(" to fetch, ") && screen.contains("nothing was done"), "{screen}");
+    assert!(
+        !server.asked().iter().any(|asked| asked.starts_with("GET") && asked.contains(".tgz")),
+        "{screen}"
+    );
+}
+
+#[test]
+fn a_terminal_that_agrees_sees_it_through_to_doctor() {
+    let (scene, server) = fresh();
+    let mut console =
+        Console::open(setup(&scene, Some(&server), &["--kernel", "latest"]).env("TERM", "xterm"));
+    console.run.await_output("Fetch this? [Y/n] ");
+    console.type_in(b"\n");
+    let (status, screen) = console.end();
+    assert_eq!(status, Some(0), "{screen}");
+    assert!(screen.contains("is here, with kernel") && screen.contains("\x1b[32mok"), "{screen}");
 }

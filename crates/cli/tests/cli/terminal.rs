@@ -12,16 +12,16 @@ use smartvm_core::bare_metal::Guest;
 
 use crate::scene::{Running, Scene, contains, is_alive, is_waiting_to_write, patience, state, wait_until};
 
-/// A pseudo-terminal with `smartvm run` on it.
-struct Console {
-    run: Running,
+/// A pseudo-terminal with a command on it.
+pub(crate) struct Console {
+    pub(crate) run: Running,
     keys: File,
     tty: OwnedFd,
     settings_before: String,
 }
 
 impl Console {
-    fn open(command: &mut Command) -> Self {
+    pub(crate) fn open(command: &mut Command) -> Self {
         Self::with_stderr(command, None)
     }
 
@@ -31,6 +31,9 @@ impl Console {
         grantpt(&keys).unwrap();
         unlockpt(&keys).unwrap();
         let tty = ioctl_tiocgptpeer(&keys, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        // A new one has no columns at all.
+        let size = rustix::termios::Winsize { ws_row: 24, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&tty, size).unwrap();
         let settings_before = settings(&tty);
         let stream = || Stdio::from(tty.try_clone().unwrap());
         let stderr = stderr.map_or_else(stream, Stdio::from);
@@ -40,12 +43,12 @@ impl Console {
         Self { run, keys, tty, settings_before }
     }
 
-    fn type_in(&mut self, keys: &[u8]) {
+    pub(crate) fn type_in(&mut self, keys: &[u8]) {
         self.keys.write_all(keys).unwrap();
     }
 
     /// Waits for the end of the command, though the terminal stays open: its status and all that was on the screen.
-    fn end(&mut self) -> (Option<i32>, String) {
+    pub(crate) fn end(&mut self) -> (Option<i32>, String) {
         let mut status = None;
         wait_until("it ends", patience(), || {
             status = self.run.child.try_wait().unwrap();
