@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! preset ── latest, lts ── bucket ─┐
-//!        └─ hosted ────── manifest ┴─ Resolved ── download ── kernel bundle + root blob ── BaseImage (record)
+//!        └─ hosted ────── manifest ┴─ Resolved ── download ── kernel bundle + image ── BaseImage (record)
 //! ```
 //!
 //! A bundle is known by its id. One that is there is used again, unless a new download is asked for; and where the network
@@ -15,6 +15,7 @@
 
 mod bucket;
 mod error;
+pub mod image;
 mod manifest;
 mod presets;
 
@@ -36,7 +37,7 @@ use crate::digest::Digest;
 use crate::download::{self, DownloadError, Downloader, Request};
 use crate::kernel::{self, Kernel};
 use crate::release::{Releases, Version};
-use crate::store::{BASES_KEPT, BlobMode, GcOptions, Kind, RecordId, Store, StoreError};
+use crate::store::{BASES_KEPT, BlobMode, GcOptions, Kind, Store, StoreError};
 pub use error::BaseError;
 pub use manifest::{BadManifest, LARGEST_MANIFEST, Manifest, SCHEMA};
 
@@ -216,6 +217,8 @@ pub struct BaseImage {
     pub kernel_sha256: Digest,
     /// Where that was from.
     pub kernel_source: String,
+    /// The image that was made of its root file system.
+    pub image: Digest,
     /// The root file system, a blob of the store.
     pub rootfs: Digest,
     /// Where that was from.
@@ -328,6 +331,7 @@ impl BaseImages {
                     kept.bundle_id, wanted.preset
                 ));
                 self.store.touch(Kind::Base, &kept.bundle_id);
+                image::restore(&self.store, &kept)?;
                 return Ok(kept);
             }
             resolved => resolved?,
@@ -344,20 +348,23 @@ impl BaseImages {
         let progress = self.downloader.progress();
         let _lock = self.store.lock("import the base image", id, progress).await?;
         let before = self.present(id)?;
-        if let Some(image) = before.clone().filter(|_| !force) {
+        if let Some(bundle) = before.clone().filter(|_| !force) {
             self.store.touch(Kind::Base, id);
-            return Ok(image);
+            image::restore(&self.store, &bundle)?;
+            return Ok(bundle);
         }
-        let image = self.fetch(resolved).await?;
-        if let Some(before) = before
-            && (before.kernel_sha256, before.rootfs) != (image.kernel_sha256, image.rootfs)
-        {
+        let bundle = self.fetch(resolved).await?;
+        let changed = before
+            .filter(|before| (before.kernel_sha256, before.rootfs) != (bundle.kernel_sha256, bundle.rootfs));
+        if changed.is_some() {
             progress.warn(format!("the content of the base image `{id}` is another one than before"));
         }
-        let keeps = [RecordId::new(Kind::Kernel, &image.kernel)];
-        self.store.put_keeping(Kind::Base, id, &image, &[image.rootfs], &keeps)?;
+        self.store.put_keeping(Kind::Base, id, &bundle, &[bundle.rootfs], &image::keeps(&bundle))?;
+        if let Some(before) = changed.filter(|before| before.image != bundle.image) {
+            image::release(&self.store, &before)?;
+        }
         self.retain().await?;
-        Ok(image)
+        Ok(bundle)
     }
 
     /// What is there, most recently used first.
@@ -373,7 +380,8 @@ impl BaseImages {
         Ok(all)
     }
 
-    /// Removes a bundle and the kernel that was made of it; their blobs go with the next gc.
+    /// Removes a bundle, and the kernel and the image that were made of it; their blobs go with the next gc. A kernel or image
+    /// that a machine runs stays, and so does an image that has another name.
     ///
     /// # Errors
     /// There is no such bundle.
@@ -381,6 +389,7 @@ impl BaseImages {
         let image = self.store.get::<BaseImage>(Kind::Base, bundle_id)?;
         let image = image.ok_or_else(|| BaseError::NotFound(bundle_id.chars().take(100).collect()))?;
         self.store.remove(Kind::Base, bundle_id)?;
+        image::release(&self.store, &image)?;
         match kernel::remove(&self.store, &image.kernel) {
             // A machine still runs it, or somebody else removed it: then it stays, or is gone.
             Err(kernel::KernelError::InUse { .. } | kernel::KernelError::NotFound(_)) | Ok(()) => Ok(()),
@@ -475,6 +484,7 @@ impl BaseImages {
             return Err(BaseError::Rootfs { bundle_id: id.clone(), why });
         }
         let rootfs = rootfs.commit(BlobMode::Data).await?;
+        let image = image::adopt(&self.store, id, resolved.arch.as_str(), resolved.rootfs_type, rootfs)?;
         Ok(BaseImage {
             bundle_id: id.clone(),
             name: resolved.name.clone(),
@@ -485,6 +495,7 @@ impl BaseImages {
             kernel: kernel.name,
             kernel_sha256,
             kernel_source: kernel_request.urls.first().map(shown).unwrap_or_default(),
+            image,
             rootfs,
             rootfs_source: rootfs_request.urls.first().map(shown).unwrap_or_default(),
             rootfs_size,

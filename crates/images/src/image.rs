@@ -36,3 +36,6 @@ pub use record::{
 };
 pub use reference::{BadReference, Reference};
 pub use registry::Insecure;
+
+pub(crate) use make::uuid_text;
+pub(crate) use record::release;

@@ -42,10 +42,7 @@ impl Host {
     pub fn open(directories: &Directories) -> Result<Self, DirectoryError> {
         let runtime_dir = make_private(&directories.runtime)?;
         make_private(&runtime_dir.join("machines"))?;
-        // The VMM works elsewhere: what is named to it must not move with it. It is made when something is put there.
-        let data_dir = std::path::absolute(&directories.data)
-            .map_err(|source| DirectoryError::Io { path: directories.data.clone(), source })?;
-        Ok(Self { runtime_dir, data_dir })
+        Ok(Self { runtime_dir, data_dir: directories.data.clone() })
     }
 
     /// Opens the host to start machines on it: what dead owners left behind is released first.
@@ -163,7 +160,7 @@ impl Host {
         &self.runtime_dir
     }
 
-    /// Where what outlives a reboot lies. Absolute.
+    /// Where what outlives a reboot will lie.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
     }

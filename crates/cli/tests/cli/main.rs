@@ -17,8 +17,6 @@ mod pipes;
 #[cfg(test)]
 mod releases;
 #[cfg(test)]
-mod run_image;
-#[cfg(test)]
 mod scene;
 #[cfg(test)]
 mod server;

@@ -5,6 +5,7 @@ use smartvm_core::target::Arch;
 
 use super::{BadManifest, Preset};
 use crate::download::DownloadError;
+use crate::image::ImageError;
 use crate::kernel::KernelError;
 use crate::release::ReleaseError;
 use crate::store::StoreError;
@@ -29,6 +30,14 @@ pub enum BaseError {
         bundle_id: String,
         /// Why not.
         source: Box<KernelError>,
+    },
+    /// The image of its root cannot be made or removed.
+    #[error("the image of the base image `{bundle_id}` cannot be kept")]
+    Image {
+        /// The bundle.
+        bundle_id: String,
+        /// Why not.
+        source: Box<ImageError>,
     },
     /// The root is not what the bundle says.
     #[error("the root file system of the base image `{bundle_id}` is not accepted: {why}")]
@@ -92,6 +101,7 @@ impl Explain for BaseError {
             Self::Store(source) => source.code(),
             Self::Release(source) => source.code(),
             Self::Kernel { source, .. } => source.code(),
+            Self::Image { source, .. } => source.code(),
             Self::Rootfs { .. } | Self::Arch { .. } => Code::InvalidImage,
             Self::Manifest { .. } | Self::NoManifest | Self::BadPreset(_) => Code::InvalidConfig,
             Self::BadListing { .. } => Code::DownloadFailed,
@@ -105,6 +115,7 @@ impl Explain for BaseError {
             Self::Store(source) => return source.hint(),
             Self::Release(source) => return source.hint(),
             Self::Kernel { source, .. } => return source.hint(),
+            Self::Image { source, .. } => return source.hint(),
             Self::Rootfs { .. } => "an ext4 or squashfs image is needed; see rootfsType in the manifest".into(),
             Self::Manifest { .. } => "correct the named field; schemaVersion 1 is read".into(),
             Self::NoManifest => {

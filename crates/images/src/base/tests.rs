@@ -10,9 +10,11 @@ use tempfile::TempDir;
 use super::*;
 use crate::download::Proxy;
 use crate::download::server::{Asked, Reply, Server};
+use crate::image::{self as images, RootKind};
 use crate::kernel::pack;
 use crate::progress::{Event, Progress};
 use crate::release;
+use crate::store::VerifyOptions;
 
 /// The files of a bucket, by key.
 pub(crate) type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
@@ -74,6 +76,7 @@ pub(crate) fn squashfs(salt: &str) -> Vec<u8> {
 pub(crate) fn ext4(salt: &str) -> Vec<u8> {
     let mut bytes = vec![0; 8192];
     bytes[1080..1082].copy_from_slice(&[0x53, 0xef]);
+    bytes[1128..1144].copy_from_slice(&std::array::from_fn::<u8, 16, _>(|at| at as u8 + 1));
     bytes.extend_from_slice(salt.as_bytes());
     bytes
 }
@@ -405,4 +408,114 @@ async fn two_bundles_stay_and_the_older_ones_go_after_a_warning() {
     assert_eq!(images.list().unwrap().len(), 1);
     assert!(kernel::inspect(&images.store, "base-two").is_err());
     assert!(kernel::inspect(&images.store, "base-three").is_ok());
+}
+
+#[tokio::test]
+async fn a_bundle_is_an_image_by_name_that_knows_its_kernel() {
+    let place = Ci::summer().await;
+    for (wanted, kind) in [(Preset::Latest, RootKind::Squashfs), (Preset::Lts, RootKind::Ext4)] {
+        let bundle = place.images().ensure(&preset(wanted)).await.unwrap();
+        let images = place.images();
+        let found = images::resolve(&images.store, &format!("base:{}", bundle.bundle_id)).unwrap();
+        assert_eq!((found.image.id, found.image.root.digest), (bundle.image, bundle.rootfs));
+        assert_eq!((found.image.root.kind, found.image.root.size_bytes), (kind, bundle.rootfs_size));
+        assert!(found.image.root.used_bytes > 0);
+        let uuid = (kind == RootKind::Ext4).then(|| "01020304-0506-0708-090a-0b0c0d0e0f10".to_owned());
+        assert_eq!(found.image.root.uuid, uuid);
+        assert_eq!(found.image.config.cmd, ["/bin/sh"]);
+        assert_eq!(found.image.platform.to_string(), "linux/amd64");
+        let whose = image::of_image(&images.store, found.image.id).unwrap().unwrap();
+        assert_eq!(whose.kernel, bundle.kernel);
+    }
+    let store = Store::open(&place.dir.path().join("store")).unwrap();
+    store.gc(&GcOptions::default(), &Progress::none()).await.unwrap();
+    let report = store.verify(VerifyOptions::default(), &Progress::none()).await.unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!((images::list(&store).unwrap().len(), place.images().list().unwrap().len()), (2, 2));
+}
+
+#[tokio::test]
+async fn an_image_goes_with_its_bundle_unless_it_has_another_name() {
+    let place = Ci::summer().await;
+    let mut bundles = Vec::new();
+    for (id, hours) in [("one", 3), ("two", 2), ("three", 1), ("four", 0)] {
+        let wanted = place.manifest(id, |_| {});
+        bundles.push(place.images().ensure(&wanted).await.unwrap());
+        if id == "one" {
+            let store = place.images().store;
+            images::tag(&store, "base:one", &"mine".parse().unwrap()).unwrap();
+        }
+        let record = place.dir.path().join(format!("store/records/base/{id}.json"));
+        let used = SystemTime::now() - std::time::Duration::from_secs(hours * 3600);
+        File::open(record).unwrap().set_modified(used).unwrap();
+    }
+    let images = place.images();
+    let names = || -> Vec<_> {
+        let all = images::list(&images.store).unwrap();
+        let mut names: Vec<_> =
+            all.iter().flat_map(|image| &image.names).map(|name| name.familiar()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(
+        names(),
+        ["base:four", "base:three", "mine"],
+        "the name of an evicted bundle goes, a user's stays"
+    );
+    assert!(images.store.blob(&bundles[0].rootfs).is_some());
+    assert!(images.store.blob(&bundles[1].rootfs).is_none());
+
+    // An image is not taken away from a bundle.
+    let error = images::remove(&images.store, "base:three", true).unwrap_err();
+    assert_eq!(error.to_string(), "the image `base:three` is in use: by the base `three`");
+    images.remove("three").unwrap();
+    assert_eq!(names(), ["base:four", "mine"]);
+    let machine = images.store.use_blobs("web-1", &[bundles[3].rootfs]).unwrap();
+    images.remove("four").unwrap();
+    assert_eq!(names(), ["mine"]);
+    assert!(images::resolve(&images.store, &bundles[3].image.to_string()).is_ok(), "a machine runs from it");
+    drop(machine);
+}
+
+#[tokio::test]
+async fn a_name_that_was_given_to_another_image_does_not_take_that_along() {
+    let place = Ci::summer().await;
+    let [one, other] = ["one", "other"].map(|id| place.manifest(id, |_| {}));
+    let one = place.images().ensure(&one).await.unwrap();
+    let store = place.images().store;
+    let blob = store.put_bytes(b"users", BlobMode::Data).unwrap();
+    let root =
+        images::Root { kind: RootKind::Squashfs, digest: blob, uuid: None, size_bytes: 5, used_bytes: 5 };
+    let name = image::name("one");
+    let users =
+        images::adopt(&store, root, images::Platform::host(), Default::default(), "user", name.as_ref());
+    let users = users.unwrap();
+    place.images().ensure(&other).await.unwrap();
+    let options = GcOptions { keep_bases: 0, ..GcOptions::default() };
+    drop(store);
+    let store = Store::open(&place.dir.path().join("store")).unwrap();
+    store.gc(&options, &Progress::none()).await.unwrap();
+    let left: Vec<_> = images::list(&store).unwrap().into_iter().map(|named| named.image.id).collect();
+    assert_eq!(left, [users.id]);
+    assert!(store.blob(&one.rootfs).is_none() && store.blob(&blob).is_some());
+}
+
+#[tokio::test]
+async fn a_bundle_is_given_its_image_again_and_a_replaced_one_goes() {
+    let place = Ci::summer().await;
+    let wanted = preset(Preset::Lts);
+    let first = place.images().ensure(&wanted).await.unwrap();
+    let store = place.images().store;
+    let name = image::name(&first.bundle_id).unwrap().to_string();
+    store.remove(Kind::Tag, &name).unwrap();
+    store.remove(Kind::Image, &first.image.to_string()).unwrap();
+    let sent = place.server.body_bytes();
+    place.images().ensure(&wanted).await.unwrap();
+    assert!(place.server.body_bytes() - sent < 4096, "nothing is fetched for it");
+    assert_eq!(images::resolve(&store, &name).unwrap().image.id, first.image);
+    let key = "firecracker-ci/v1.7/x86_64/ubuntu-22.04.ext4";
+    place.files.lock().unwrap().insert(key.into(), ext4("neu"));
+    let forced = place.images().ensure(&Wanted { force: true, ..wanted }).await.unwrap();
+    let left: Vec<_> = images::list(&store).unwrap().into_iter().map(|named| named.image.id).collect();
+    assert_eq!(left, [forced.image]);
 }

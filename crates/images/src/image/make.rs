@@ -93,7 +93,8 @@ pub(super) fn check_count(what: &str, layers: usize, document: &ConfigDocument) 
     Err(ImageError::malformed(what, format!("its manifest has {layers} layers, its config {promised}")))
 }
 
-fn uuid_text(bytes: &[u8; 16]) -> String {
+/// As guests and people write it.
+pub(crate) fn uuid_text(bytes: &[u8; 16]) -> String {
     let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let groups = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
     groups.join("-")

@@ -11,7 +11,7 @@ use super::platform::Platform;
 use super::reference::Reference;
 use crate::digest::Digest;
 use crate::progress::Progress;
-use crate::store::{Kind, Store};
+use crate::store::{Kind, RecordId, Store};
 
 /// The version of how layers become a file system. An image that an older version made is made again when it is pulled
 /// or imported next; until then it stays usable.
@@ -177,7 +177,8 @@ pub fn tag(store: &Store, image: &str, name: &Reference) -> Result<Named, ImageE
 /// at most one or `force` is set.
 ///
 /// # Errors
-/// [`ImageError::InUse`] when a machine runs from it; when it has several names and only its id is given.
+/// [`ImageError::InUse`] when a machine runs from it; when it belongs to a base image, which is removed as a whole; when it has
+/// several names and only its id is given.
 pub fn remove(store: &Store, text: &str, force: bool) -> Result<Removed, ImageError> {
     let found = resolve(store, text)?;
     let by_name = text.parse::<Reference>().ok().filter(|name| found.names.contains(name));
@@ -192,6 +193,9 @@ pub fn remove(store: &Store, text: &str, force: bool) -> Result<Removed, ImageEr
     };
     let deleted = goes.len() == found.names.len();
     if deleted {
+        if let Some(keeper) = keeper(store, found.image.id)? {
+            return Err(ImageError::InUse { name: text.to_owned(), by: format!("by the {keeper}") });
+        }
         let users = store.users_of(&[found.image.root.digest])?;
         // Another record, of a base bundle or a second image, may keep the same file for them; then they do not mind.
         if let Some(user) = users.first()
@@ -211,6 +215,31 @@ pub fn remove(store: &Store, text: &str, force: bool) -> Result<Removed, ImageEr
         removed.deleted = Some(found.image.id);
     }
     Ok(removed)
+}
+
+/// Takes a name from an image, if it still is that image's, and the image with its last name. Where somebody else keeps it or runs
+/// a machine from it, it stays.
+pub(crate) fn release(store: &Store, id: Digest, name: Option<&Reference>) -> Result<(), ImageError> {
+    if let Some(name) = name.map(Reference::to_string)
+        && store.get::<Tag>(Kind::Tag, &name)?.is_some_and(|tag| tag.image == id)
+    {
+        store.remove(Kind::Tag, &name)?;
+    }
+    let Some(image) = by_id(store, id)? else { return Ok(()) };
+    let is_free = !names_by_image(store)?.contains_key(&id)
+        && keeper(store, id)?.is_none()
+        && store.users_of(&[image.root.digest])?.is_empty();
+    if is_free {
+        store.remove(Kind::Image, &id.to_string())?;
+    }
+    Ok(())
+}
+
+/// The base-image bundle that an image belongs to.
+fn keeper(store: &Store, id: Digest) -> Result<Option<RecordId>, ImageError> {
+    let id = RecordId::new(Kind::Image, id.to_string());
+    let bases = store.records::<serde_json::Value>(Kind::Base)?.records;
+    Ok(bases.into_iter().find(|base| base.keeps.contains(&id)).map(|base| base.id))
 }
 
 /// Keeps a root file system that came as one: its blob is in the store already.
@@ -273,7 +302,9 @@ pub(super) fn put_tag(store: &Store, name: &Reference, image: Digest) -> Result<
     if store.get::<Tag>(Kind::Tag, &text)?.is_some_and(|tag| tag.image == image) {
         return Ok(());
     }
-    Ok(store.put(Kind::Tag, &text, &Tag { image }, &[])?)
+    // An image that has a name of its own stays when the base image goes that it came with.
+    let keeps = [RecordId::new(Kind::Image, image.to_string())];
+    Ok(store.put_keeping(Kind::Tag, &text, &Tag { image }, &[], &keeps)?)
 }
 
 /// One process at a time makes an image.

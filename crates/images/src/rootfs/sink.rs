@@ -59,8 +59,7 @@ impl<'a> Sink<'a> {
         self.written += write_sparsely(self.file, self.start, &self.piece)?;
         self.start = self.end();
         self.piece.clear();
-        // The last piece of the metadata may lie behind contents that are still to come.
-        if self.filled {
+        if self.filling.get() {
             // The hasher is gone only when it failed, which it says itself.
             let _ = self.complete.send(self.start);
         }

@@ -263,6 +263,8 @@ fn evicted(records: &Records, busy: &Busy, keep: usize) -> BTreeSet<RecordId> {
         let with_them: Vec<RecordId> = evicted
             .iter()
             .filter_map(find)
+            // A name may lead to another image by now, which did not come with the base image.
+            .filter(|record| record.id.kind != Kind::Tag)
             .flat_map(|record| &record.keeps)
             .filter(|id| !kept.contains(id) && !evicted.contains(*id) && find(id).is_some())
             .cloned()

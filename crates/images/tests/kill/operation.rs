@@ -25,8 +25,7 @@ pub(crate) struct Operation {
     pub(crate) after: fn(&Scene),
 }
 
-pub(crate) const OPERATIONS: &[Operation] =
-    &[PUT, GC, crate::kernel::IMPORT, crate::image::PULL, crate::image::IMPORT];
+pub(crate) const OPERATIONS: &[Operation] = &[PUT, GC, crate::kernel::IMPORT];
 
 fn nothing(_: &Scene) -> Box<dyn Any> {
     Box::new(())
