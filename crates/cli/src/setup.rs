@@ -38,7 +38,7 @@ firecracker-VERSION-x86_64.tgz and its .sha256.txt, linux-image-*.deb or a vmlin
 
 JSON: {steps: [{what, action: none|fetch|import, size}], size, size_is_complete, free_bytes}, and unless --dry-run
       {..., firecracker, base, kernel: what was brought (version, bundle id, name) or null, doctor: as of `doctor --json`};
-      with --from {imported: [{path, what}], failed: [{path, error}], images: [path], skipped: [{path, why}], doctor}")]
+      with --from {imported: [{path, what}], failed: [{path, error}], skipped: [{path, why}], doctor}")]
 pub(crate) struct SetupArguments {
     /// Take everything from this folder, and nothing from the network.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["dry_run", "kernel"])]
@@ -200,13 +200,6 @@ async fn from_folder(
     for (path, what) in &taken.imported {
         text += &format!("took     {}: {}\n", shown(path), on_one_line(what));
     }
-    for path in &taken.images {
-        text += &format!(
-            "image    {}: smartvm image import {}\n",
-            shown(path),
-            on_one_line(&path.display().to_string())
-        );
-    }
     for (path, why) in &taken.skipped {
         text += &format!("skipped  {}: {}\n", shown(path), on_one_line(why));
     }
@@ -257,7 +250,6 @@ impl<'a> Answer<'a> {
 struct FromFolder<'a> {
     imported: Vec<serde_json::Value>,
     failed: Vec<serde_json::Value>,
-    images: Vec<String>,
     skipped: Vec<serde_json::Value>,
     doctor: &'a Diagnosis,
 }
@@ -276,7 +268,6 @@ impl<'a> FromFolder<'a> {
                 .iter()
                 .map(|(file, error)| serde_json::json!({"path": path(file), "error": Report::of(error)}))
                 .collect(),
-            images: taken.images.iter().map(path).collect(),
             skipped: taken
                 .skipped
                 .iter()

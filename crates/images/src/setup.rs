@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::base::{self, BaseError, BaseImage, BaseImages, Resolved};
 use crate::download::{self, Downloader};
+use crate::image::{self, ImageError, ImportOptions, ImportSource, Reference};
 use crate::kernel;
 use crate::release::{self, Installed, ReleaseError, Releases};
 use crate::store::Store;
@@ -90,8 +91,6 @@ pub struct Report {
     pub imported: Vec<(PathBuf, String)>,
     /// What could not be taken although it was recognised.
     pub failed: Vec<(PathBuf, SetupError)>,
-    /// OCI layouts and archives of images, which are imported like any image.
-    pub images: Vec<PathBuf>,
     /// What was left alone, and why.
     pub skipped: Vec<(PathBuf, String)>,
 }
@@ -199,7 +198,8 @@ impl Setup {
     }
 
     /// Takes what is in a folder: Firecracker releases with their `.sha256.txt`, manifests of base images with their files,
-    /// kernels. Images are found and told, for whoever imports images. One file that is bad does not keep the others out.
+    /// kernels, and images: OCI layouts and archives, `docker save` archives, root file systems as tar. An image that does not
+    /// bring its name is called like its file, where no other image is. One file that is bad does not keep the others out.
     ///
     /// # Errors
     /// The folder cannot be read, or holds nothing that is recognised.
@@ -228,10 +228,7 @@ impl Setup {
                     }
                     continue;
                 }
-                Kind::Image => {
-                    report.images.push(path.clone());
-                    continue;
-                }
+                Kind::Image => self.take_image(path).await,
             };
             match taken {
                 Ok(what) => {
@@ -321,6 +318,35 @@ impl Setup {
         let kernel = kernel::import(&self.store, import, self.downloader.progress()).await?;
         Ok(format!("the kernel {}", kernel.name))
     }
+
+    async fn take_image(&self, path: &Path) -> Result<String, SetupError> {
+        let source = ImportSource::Path(path.to_owned());
+        let options = ImportOptions::default();
+        let imported = image::import(&self.store, source, &options, self.downloader.progress()).await?;
+        let id = imported.image.id.to_string();
+        let named = image::resolve(&self.store, &id)?;
+        let named = match name_of_file(path).filter(|_| named.names.is_empty()) {
+            Some(name)
+                if matches!(
+                    image::resolve(&self.store, &name.to_string()),
+                    Err(ImageError::NotFound { .. })
+                ) =>
+            {
+                image::tag(&self.store, &id, &name)?
+            }
+            _ => named,
+        };
+        let called = named.names.first().map_or(id, Reference::familiar);
+        Ok(format!("the image {called}"))
+    }
+}
+
+/// What an image is called that does not say it: `busybox-1.36` for `Busybox-1.36.tar.gz`.
+fn name_of_file(path: &Path) -> Option<Reference> {
+    let name = path.file_name()?.to_str()?.to_lowercase();
+    let ends = [".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2"];
+    let stem = ends.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+    stem.parse().ok()
 }
 
 fn local(path: &Path) -> Result<url::Url, SetupError> {

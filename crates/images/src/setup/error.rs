@@ -7,6 +7,7 @@ use smartvm_core::explain::{Code, Explain, Happened};
 
 use crate::base::BaseError;
 use crate::download::{DownloadError, WAYS_OUT};
+use crate::image::ImageError;
 use crate::kernel::KernelError;
 use crate::release::ReleaseError;
 use crate::store::StoreError;
@@ -74,6 +75,9 @@ pub enum SetupError {
     /// The kernel cannot be had.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The image cannot be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }
 
 impl SetupError {
@@ -100,6 +104,7 @@ impl Explain for SetupError {
             Self::Release(source) => source.code(),
             Self::Base(source) => source.code(),
             Self::Kernel(source) => source.code(),
+            Self::Image(source) => source.code(),
         }
     }
 
@@ -122,6 +127,7 @@ impl Explain for SetupError {
             Self::Release(source) => return source.hint(),
             Self::Base(source) => return source.hint(),
             Self::Kernel(source) => return source.hint(),
+            Self::Image(source) => return source.hint(),
         })
     }
 
@@ -132,6 +138,7 @@ impl Explain for SetupError {
             Self::Release(source) => source.happened(),
             Self::Base(source) => source.happened(),
             Self::Kernel(source) => source.happened(),
+            Self::Image(source) => source.happened(),
             _ => Happened::NeverStarted,
         }
     }

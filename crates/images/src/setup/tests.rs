@@ -72,6 +72,33 @@ impl Host {
     }
 }
 
+/// A tar with one file.
+fn root_archive() -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(3);
+    header.set_mode(0o755);
+    builder.append_data(&mut header, "init", &b"run"[..]).unwrap();
+    builder.into_inner().unwrap()
+}
+
+fn image_config(layer: &[u8]) -> Vec<u8> {
+    let config = json!({
+        "os": "linux", "architecture": "amd64", "rootfs": { "type": "layers", "diff_ids": [Digest::of(layer)] },
+    });
+    config.to_string().into_bytes()
+}
+
+fn image_manifest(config: &[u8], layer: &[u8]) -> Vec<u8> {
+    let part = |kind: &str, bytes: &[u8]| json!({ "mediaType": kind, "digest": Digest::of(bytes), "size": bytes.len() });
+    let manifest = json!({
+        "schemaVersion": 2,
+        "config": part("application/vnd.oci.image.config.v1+json", config),
+        "layers": [part("application/vnd.oci.image.layer.v1.tar", layer)],
+    });
+    manifest.to_string().into_bytes()
+}
+
 #[tokio::test]
 async fn a_plan_says_what_and_how_large_and_a_run_does_it_once() {
     let host = Host::new().await;
@@ -152,7 +179,23 @@ async fn what_was_brought_along_is_taken_without_a_network() {
     })
     .to_string();
     let own = pack::kernel("6.12.9");
+    let archive = root_archive();
+    let (config, layer) = (image_config(&archive), Digest::of(&archive).hex());
+    let document = image_manifest(&config, &archive);
+    let index = json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": Digest::of(&document),
+            "size": document.len(), "annotations": { "io.containerd.image.name": "quay.io/org/tool:7" },
+        }],
+    })
+    .to_string();
+    let blob = |digest: &str| format!("layout/blobs/sha256/{digest}");
     let dir = host.folder(&[
+        ("layout/index.json", index.as_bytes()),
+        (&blob(&Digest::of(&document).hex()), &document),
+        (&blob(&Digest::of(&config).hex()), &config),
+        (&blob(&layer), &archive),
         ("firecracker-v1.12.1-x86_64.tgz", &bytes),
         ("firecracker-v1.12.1-x86_64.tgz.sha256.txt", &sum),
         ("firecracker-v1.12.1-aarch64.tgz", b"x"),
@@ -164,8 +207,8 @@ async fn what_was_brought_along_is_taken_without_a_network() {
         ("package.json", b"{}"),
         ("smartvm", b"\x7fELF\x02\x01 a program"),
         ("busybox.deb", b"!<arch>\nx"),
-        ("layout/oci-layout", b"{}"),
-        ("layers.tar.gz", b"\x1f\x8b\x08"),
+        ("layout/oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#),
+        ("Rescue-1.tar", &archive),
         ("notes.txt", b"hello"),
         ("folder/file", b"hello"),
     ]);
@@ -177,9 +220,10 @@ async fn what_was_brought_along_is_taken_without_a_network() {
         ("firecracker-v1.12.1-x86_64.tgz", "Firecracker v1.12.1"),
         ("base.json", "the base image brought"),
         ("vmlinux-own", "the kernel 6.12.9"),
+        ("Rescue-1.tar", "the image rescue-1"),
+        ("layout", "the image quay.io/org/tool:7"),
     ];
     assert_eq!(imported, expected.map(|(path, what)| (path.to_owned(), what)));
-    assert_eq!(report.images.iter().map(name).collect::<Vec<_>>(), ["layers.tar.gz", "layout"]);
     let skipped: Vec<_> = report.skipped.iter().map(|(path, _)| name(path)).collect();
     assert_eq!(
         skipped,
@@ -216,6 +260,7 @@ async fn one_bad_file_does_not_keep_the_others_out() {
         ("firecracker-v1.13.0-x86_64.tgz", &bytes),
         ("bad.json", br#"{"schemaVersion": 3, "bundleId": "x"}"#),
         ("vmlinux", b"\x7fELF\x02\x01 no kernel"),
+        ("layers.tar.gz", b"\x1f\x8b\x08"),
         ("vmlinux-good", &pack::kernel("6.12.9")),
     ]);
     let report = host.offline().import_dir(&dir).await.unwrap();
@@ -231,6 +276,7 @@ async fn one_bad_file_does_not_keep_the_others_out() {
             ("firecracker-v1.12.1-x86_64.tgz", Code::DigestMismatch),
             ("bad.json", Code::InvalidConfig),
             ("vmlinux", Code::InvalidKernel),
+            ("layers.tar.gz", Code::InvalidImage),
         ]
     );
     assert!(report.failed.iter().all(|(_, error)| error.hint().is_some()));
