@@ -12,6 +12,7 @@ use crate::exit;
 use crate::firecracker::FirecrackerArguments;
 use crate::image::ImageArguments;
 use crate::kernel::KernelArguments;
+use crate::run::RunImageArguments;
 use crate::setup::SetupArguments;
 use crate::store::StoreArguments;
 
@@ -63,9 +64,12 @@ pub(crate) enum Command {
     },
 }
 
-/// Boot a machine from an ordinary Firecracker config file, with its console on this terminal.
+/// Boot a machine from an image, or from an ordinary Firecracker config file, with its console on this terminal.
 ///
-/// Relative paths in the file start from its own folder (from the current one when it is /dev/stdin). The guest's serial console is connected to standard input and
+/// From an image: the kernel is one of smartvm's (`smartvm kernel`), the image is shared and never written to, and
+/// the exit status is the command's own: 128 and more when a signal ended it.
+///
+/// From a config file: relative paths in the file start from its own folder (from the current one when it is /dev/stdin). The guest's serial console is connected to standard input and
 /// output: byte for byte, through pipes too. smartvm's own words go to standard error.
 ///
 /// On a terminal, Ctrl-C stops the machine (Ctrl+Alt+Del for the guest, then SIGTERM and SIGKILL for Firecracker), and a
@@ -74,9 +78,11 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArguments {
+    #[command(flatten)]
+    pub(crate) image: RunImageArguments,
     /// The machine as a JSON file, as for `firecracker --config-file`.
     #[arg(long, value_name = "FILE")]
-    pub(crate) config_file: PathBuf,
+    pub(crate) config_file: Option<PathBuf>,
     /// The machine's name: 1 to 64 of a-z, 0-9 and hyphens. Drawn at random when absent.
     #[arg(long)]
     pub(crate) id: Option<MachineId>,
@@ -125,6 +131,9 @@ pub(crate) struct RunArguments {
 
 const RUN_EXAMPLES: &str = "\
 Examples:
+  smartvm run debian:12
+  smartvm run --memory 2G --cpus 2 -e MODE=test debian:12 sh -c 'echo $MODE'
+  smartvm run --dry-run debian:12
   smartvm run --config-file vm.json
   smartvm run --config-file vm.json --id web-1 --timeline --mark 'login:'
   echo 'uname -a' | smartvm run --config-file vm.json > console.txt

@@ -27,8 +27,12 @@ pub(crate) enum Exit {
     NotFetched,
     /// The store is damaged, or cannot be used.
     StoreDamaged,
+    /// The guest could not run the image's command.
+    GuestFailed,
     /// A signal (or Ctrl-C) ended the run: 128 and its number.
     Signal(u8),
+    /// The image's command ended so: its status as a shell has it.
+    Command(u8),
 }
 
 /// SIGHUP.
@@ -58,11 +62,14 @@ Exit status:
     8  a machine could not be stopped, or something of it could not be released
     9  something could not be fetched (DOWNLOAD_FAILED, UNAUTHORIZED, DIGEST_MISMATCH)
    10  the store is damaged or cannot be used (STORE); of `store verify`: there are findings
+   11  of `run IMAGE`: the guest could not run the command (GUEST_FAILED); the step that failed is told
   129  stopped on SIGHUP (the terminal is gone)
   130  stopped on Ctrl-C or SIGINT
   137  of `run`: killed on request (second Ctrl-C, escape sequence, `stop --kill`)
   141  of `run`: stopped because standard output was closed, or its disk is full
-  143  stopped on SIGTERM (of `run`: `smartvm stop`)";
+  143  stopped on SIGTERM (of `run`: `smartvm stop`)
+Once it runs, `run IMAGE` ends with the status of the image's command: 0 to 255, and 128 + n when signal n ended it.
+With --json the last line on standard error tells whose status it is.";
 
 impl Exit {
     /// The status.
@@ -78,7 +85,9 @@ impl Exit {
             Self::NotReleased => 8,
             Self::NotFetched => 9,
             Self::StoreDamaged => 10,
+            Self::GuestFailed => 11,
             Self::Signal(number) => 128 + number,
+            Self::Command(status) => status,
         }
     }
 
@@ -110,6 +119,7 @@ impl Exit {
             Code::InvalidImage | Code::InvalidKernel => Self::InvalidConfig,
             Code::DownloadFailed | Code::Unauthorized | Code::DigestMismatch => Self::NotFetched,
             Code::Store => Self::StoreDamaged,
+            Code::GuestFailed => Self::GuestFailed,
             _ => Self::Internal,
         }
     }
@@ -138,6 +148,7 @@ mod tests {
             Exit::NotReleased,
             Exit::NotFetched,
             Exit::StoreDamaged,
+            Exit::GuestFailed,
             Exit::Signal(HANG_UP),
             Exit::Signal(INTERRUPT),
             Exit::Signal(KILL),

@@ -13,6 +13,13 @@ use crate::report::{Printer, Report};
 #[derive(Debug)]
 pub(crate) struct Failure(Box<Report>);
 
+impl Failure {
+    /// The error.
+    pub(crate) fn into_report(self) -> Report {
+        *self.0
+    }
+}
+
 /// What a command comes to.
 pub(crate) type Outcome = Result<Exit, Failure>;
 

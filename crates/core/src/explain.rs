@@ -65,6 +65,8 @@ pub enum Code {
     Store,
     /// It is in use and may not be removed.
     InUse,
+    /// The guest could not run what it was to run: its init says which step failed, or says nothing.
+    GuestFailed,
 }
 
 impl Code {
@@ -97,6 +99,7 @@ impl Code {
             Self::InvalidKernel => "INVALID_KERNEL",
             Self::Store => "STORE",
             Self::InUse => "IN_USE",
+            Self::GuestFailed => "GUEST_FAILED",
         }
     }
 }

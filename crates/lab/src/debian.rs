@@ -223,6 +223,20 @@ fn build_root(dir: &Path, parts: &Parts) -> Result<()> {
     give_to_us(&image)
 }
 
+/// A smallest Debian as a tar file, `dir` being an empty directory for what lies beside it meanwhile.
+///
+/// # Errors
+/// When the packages cannot be had or installed.
+pub(crate) fn minbase_tar(dir: &Path, tar: &Path) -> Result<()> {
+    let mut mmdebstrap = mmdebstrap("minbase", "base-files", dir)?;
+    mmdebstrap
+        .args(["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"])
+        .args(["--dpkgopt=path-exclude=/usr/share/locale/*", "--format=tar"]);
+    run_to_end(mmdebstrap.arg(SUITE).arg(tar).args(sources(dir)?))?;
+    let _ = fs::remove_file(dir.join("mirror.sources"));
+    give_to_us(tar)
+}
+
 fn mmdebstrap(variant: &str, include: &str, dir: &Path) -> Result<Command> {
     let mut command = as_root("mmdebstrap");
     command

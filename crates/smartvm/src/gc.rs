@@ -18,6 +18,7 @@ use smartvm_host::lock::FileLock;
 use smartvm_host::process::ProcessId;
 
 use crate::host::Host;
+use crate::machine_data;
 use crate::machine_dir::{LOCK, remove_dir, remove_stale_socket};
 use crate::record::Record;
 
@@ -103,9 +104,28 @@ pub(crate) fn run(host: &Host, mode: GcMode) -> GcReport {
             Err(why) => report.failed.push(Left { path, why }),
         }
     }
+    collect_data(host, mode, &mut report);
     report.released.sort_by(|a, b| a.id.cmp(&b.id));
     report.alive.sort();
     report
+}
+
+/// What dead owners left in the data directory. After the VMMs: nobody writes to the disks any more.
+fn collect_data(host: &Host, mode: GcMode, report: &mut GcReport) {
+    let collected = match machine_data::collect(host.data_dir(), mode == GcMode::Release) {
+        Ok(collected) => collected,
+        Err(error) => {
+            let path = host.data_dir().join("machines");
+            return report.failed.push(Left { path, why: error.to_string() });
+        }
+    };
+    for dead in collected {
+        if let Some((path, error)) = dead.kept {
+            report.failed.push(Left { path, why: error.to_string() });
+        } else if !report.released.iter().any(|released| released.id == dead.id) {
+            report.released.push(Released { id: dead.id, vmms: Vec::new() });
+        }
+    }
 }
 
 /// How long a lock that a dead owner still seems to hold is waited for.

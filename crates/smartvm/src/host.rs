@@ -42,7 +42,10 @@ impl Host {
     pub fn open(directories: &Directories) -> Result<Self, DirectoryError> {
         let runtime_dir = make_private(&directories.runtime)?;
         make_private(&runtime_dir.join("machines"))?;
-        Ok(Self { runtime_dir, data_dir: directories.data.clone() })
+        // The VMM works elsewhere: what is named to it must not move with it. It is made when something is put there.
+        let data_dir = std::path::absolute(&directories.data)
+            .map_err(|source| DirectoryError::Io { path: directories.data.clone(), source })?;
+        Ok(Self { runtime_dir, data_dir })
     }
 
     /// Opens the host to start machines on it: what dead owners left behind is released first.
@@ -160,7 +163,7 @@ impl Host {
         &self.runtime_dir
     }
 
-    /// Where what outlives a reboot will lie.
+    /// Where what outlives a reboot lies. Absolute.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
     }

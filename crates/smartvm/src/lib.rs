@@ -7,6 +7,7 @@
 //! * [`config`]: a user's Firecracker config
 //! * [`check`]: everything that is wrong with it
 //! * [`machine`]: one machine, from start to release
+//! * [`image_machine`]: one that boots an image
 //! * [`record`]: what is on disk about a machine
 //! * [`gc`]: releasing what dead owners left behind
 //! * [`setup`]: what a fresh host lacks, and getting it
@@ -27,7 +28,9 @@ pub mod doctor;
 pub mod firecracker;
 pub mod gc;
 pub mod host;
+pub mod image_machine;
 pub mod machine;
+mod machine_data;
 mod machine_dir;
 mod open_files;
 pub mod record;
@@ -40,11 +43,13 @@ pub use directories::Directories;
 pub use firecracker::find_firecracker;
 pub use gc::{GcMode, GcReport};
 pub use host::Host;
+pub use image_machine::{ImageMachine, ImageMachineError, ImageMachineSpec, Planned};
 pub use machine::{Machine, Released, StartError, StartOptions};
 pub use open_files::raise_open_files;
 pub use smartvm_core::explain;
 pub use smartvm_core::id::MachineId;
 pub use smartvm_core::machine::State;
+pub use smartvm_core::spec::MachineSpec;
 pub use smartvm_firecracker::Version;
 pub use smartvm_host::prompt_thread;
 pub use smartvm_host::{

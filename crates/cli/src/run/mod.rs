@@ -9,6 +9,7 @@
 //! the shell gets its prompt back (detach); a front that dies without detaching is the owner's sign to stop.
 
 mod front;
+mod image;
 mod keys;
 mod marks;
 mod owner;
@@ -27,21 +28,38 @@ use smartvm::terminal::Terminal;
 
 use crate::arguments::RunArguments;
 use crate::exit::Exit;
+use crate::failure;
 use crate::report::{Printer, Report};
 use front::Front;
-use wire::{HostPath, RunRequest};
+pub(crate) use image::RunImageArguments;
+use wire::{HostPath, RunRequest, What};
 
 /// Runs a machine until it ends or is detached.
 pub(crate) async fn run(arguments: RunArguments, verbose: u8, printer: &Printer) -> ExitCode {
     // Here, while every signal still ends us as usual: a FIFO or a terminal may take for ever, and the owner has another
     // standard input.
-    let config = match Config::load(&arguments.config_file) {
-        Ok(config) => config,
-        Err(error) => {
-            return front::not_started(printer, arguments.id, Report::of(&error)).into();
-        }
+    let (what, _store) = match &arguments.config_file {
+        Some(file) => match Config::load(file) {
+            Ok(config) => (What::Config((&config).into()), None),
+            Err(error) => return front::not_started(printer, arguments.id, Report::of(&error)).into(),
+        },
+        None => match image::spec(&arguments.image, printer).await {
+            Ok(Some((spec, store))) if arguments.image.dry_run => {
+                return match image::dry_run(&arguments, &spec, &store, printer).await {
+                    Ok(exit) => exit,
+                    Err(failure) => failure::end(Err(failure), printer),
+                };
+            }
+            // The store's handle holds what was found until the owner uses it.
+            Ok(Some((spec, store))) => (What::Image(Box::new(spec)), Some(store)),
+            // One of both is there, by the rules of the command line.
+            Ok(None) => {
+                return front::not_started(printer, arguments.id, Report::usage("no image was given")).into();
+            }
+            Err(failure) => return front::not_started(printer, arguments.id, failure.into_report()).into(),
+        },
     };
-    let request = request(&arguments, &config);
+    let request = request(&arguments, what);
     // Looked at before the owner starts, so that both know the same settings to go back to.
     let terminal = Terminal::on_stdin();
     let connected = if terminal.is_some() || arguments.detach {
@@ -85,12 +103,12 @@ fn in_this_process() -> std::io::Result<Connected> {
     Ok((control, data, None))
 }
 
-fn request(arguments: &RunArguments, config: &Config) -> RunRequest {
+fn request(arguments: &RunArguments, what: What) -> RunRequest {
     // The VMM works in the machine's directory: what the user named must not move with it.
     let absolute =
         |path: &PathBuf| HostPath::from(&*std::path::absolute(path).unwrap_or_else(|_| path.clone()));
     RunRequest {
-        config: config.into(),
+        what,
         id: arguments.id.clone(),
         firecracker: arguments.firecracker.firecracker.as_ref().map(absolute),
         marks: arguments.mark.clone(),

@@ -11,21 +11,22 @@ use std::time::Duration;
 
 use serde::de::IgnoredAny;
 use smartvm::explain::Code;
+use smartvm::image_machine::{ReportFilter, guest};
 use smartvm::machine::Released;
 use smartvm::terminal::Terminal;
 use smartvm::{
-    Checked, Config, ConsoleInput, Directories, FirecrackerBinary, Host, Ladder, LogOptions, Machine, Rung,
-    Seccomp, StartOptions, StopError, check_config, find_firecracker,
+    Checked, Config, ConsoleInput, Directories, FirecrackerBinary, Host, ImageMachine, Ladder, LogOptions,
+    Machine, Rung, Seccomp, StartOptions, StopError, check_config, find_firecracker,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::wire::{
-    End, HostPath, Mark, Receiver, RunRequest, Sender, StopReason, Timeline, ToFront, ToOwner, connection,
-    control,
+    End, HostPath, Mark, ReadConfig, Receiver, RunRequest, Sender, StopReason, Timeline, ToFront, ToOwner,
+    What, connection, control,
 };
-use super::{marks, relay};
+use super::{image, marks, relay};
 use crate::exit::{self, Exit};
 use crate::report::{Problem, Report};
 
@@ -106,7 +107,7 @@ impl Owner {
             }
         };
         match started {
-            Ok((machine, warnings)) => self.run(&request, machine, warnings, data, detach_wanted).await,
+            Ok(started) => self.run(&request, started, data, detach_wanted).await,
             Err(report) => failed(id, *report),
         }
     }
@@ -114,11 +115,11 @@ impl Owner {
     async fn run(
         &mut self,
         request: &RunRequest,
-        mut machine: Machine,
-        warnings: Vec<Problem>,
+        started: Started,
         data: tokio::net::UnixStream,
         detach_wanted: bool,
     ) -> Over {
+        let Started { mut machine, warnings, report } = started;
         let (from_data, to_data) = data.into_split();
         if let Some(guest) = machine.take_console_input() {
             tokio::spawn(relay::input(from_data, guest));
@@ -128,7 +129,13 @@ impl Owner {
         }
         let (lost, mut lost_bytes) = mpsc::unbounded_channel();
         let (detach, detached) = oneshot::channel();
-        let relay = tokio::spawn(relay::output(machine.console().reader(), to_data, detached, lost));
+        let relay = tokio::spawn(relay::output(
+            machine.console().reader(),
+            report.is_some().then(ReportFilter::default),
+            to_data,
+            detached,
+            lost,
+        ));
         let watched =
             tokio::spawn(marks::watch(machine.console().reader(), request.marks.clone(), machine.asked()));
         let machine = Arc::new(machine);
@@ -159,7 +166,11 @@ impl Owner {
             Ok(_) => watched.await.unwrap_or_default(),
             Err(_) => Vec::new(),
         };
-        Over { end: life.end(released, marks, end_ms), relay: Some(relay) }
+        let word = match (report, &released) {
+            (Some(report), Ok(_)) => Some(report.await.ok().flatten()),
+            _ => None,
+        };
+        Over { end: life.end(released, word, marks, end_ms), relay: Some(relay) }
     }
 
     /// Goes on without a front.
@@ -283,7 +294,14 @@ impl Life {
         });
     }
 
-    fn end(&self, released: Result<Released, StopError>, marks: Vec<Mark>, end_ms: f64) -> End {
+    /// `word` is what the guest of an image said at its end, if anything.
+    fn end(
+        &self,
+        released: Result<Released, StopError>,
+        word: Option<Option<guest::Report>>,
+        marks: Vec<Mark>,
+        end_ms: f64,
+    ) -> End {
         let id = Some(self.machine.id().clone());
         let at = self.machine.timeline();
         let timeline = Timeline {
@@ -295,7 +313,7 @@ impl Life {
             end_ms,
         };
         let (how, exit, error) = match released {
-            Ok(released) => self.ended(&released),
+            Ok(released) => self.ended(&released, word),
             Err(error) => {
                 ("the machine could not be stopped".to_owned(), Exit::NotReleased, Some(Report::of(&error)))
             }
@@ -311,7 +329,11 @@ impl Life {
         }
     }
 
-    fn ended(&self, released: &Released) -> (String, Exit, Option<Report>) {
+    fn ended(
+        &self,
+        released: &Released,
+        word: Option<Option<guest::Report>>,
+    ) -> (String, Exit, Option<Report>) {
         let exit = released.vmm.exit;
         let stopped = || match released.vmm.by {
             None => "stopped: the guest had just ended".to_owned(),
@@ -321,7 +343,10 @@ impl Life {
         let (how, code, report) = match (self.killed, self.reason) {
             (true, _) => ("killed".to_owned(), Exit::Signal(exit::KILL), None),
             (false, Some(reason)) => (stopped(), stop_exit(reason), None),
-            (false, None) if exit.is_guests_end() => ("the guest ended".to_owned(), Exit::Success, None),
+            (false, None) if exit.is_guests_end() => match word {
+                Some(word) => self.guests_word(word),
+                None => ("the guest ended".to_owned(), Exit::Success, None),
+            },
             (false, None) => {
                 let what =
                     format!("machine `{}`: Firecracker ended: {}", self.machine.id(), exit.explained());
@@ -343,6 +368,36 @@ impl Life {
     }
 }
 
+impl Life {
+    /// How an image's command ended, by the word of guest init: it is the guest's, so it decides the status and no more.
+    fn guests_word(&self, word: Option<guest::Report>) -> (String, Exit, Option<Report>) {
+        let failed = |what: String| Report::plain(Code::GuestFailed.as_str(), what, Exit::GuestFailed);
+        let id = self.machine.id();
+        match word {
+            Some(guest::Report::Exit(ended)) => {
+                let how = match ended {
+                    guest::Ended::Code(code) => format!("the command ended with status {code}"),
+                    guest::Ended::Signal(signal) => format!("the command was ended by signal {signal}"),
+                };
+                (how, Exit::Command(ended.shell_status()), None)
+            }
+            Some(guest::Report::Failed { step, what, hint }) => {
+                let mut report = failed(format!("machine `{id}`: the guest failed at `{step}`: {what}"));
+                report.hint = Some(hint).filter(|hint| !hint.is_empty());
+                ("the guest could not run the command".to_owned(), Exit::GuestFailed, Some(report))
+            }
+            None => {
+                let mut report = failed(format!("machine `{id}`: the guest ended and did not say how"));
+                report.hint = Some(
+                    "its console is likely to: its last lines are above; try another kernel, or more --memory".into(),
+                );
+                report.log = self.machine.console().last_lines(20);
+                ("the guest ended without a word".to_owned(), Exit::GuestFailed, Some(report))
+            }
+        }
+    }
+}
+
 fn stop_exit(reason: StopReason) -> Exit {
     match reason {
         StopReason::Asked => Exit::Success,
@@ -358,12 +413,23 @@ fn ladder(request: &RunRequest) -> Ladder {
     Ladder { ctrl_alt_del: (!patience.is_zero()).then_some(patience), ..Ladder::default() }
 }
 
-async fn start(request: &RunRequest) -> Result<(Machine, Vec<Problem>), Box<Report>> {
+/// A machine that runs.
+struct Started {
+    machine: Machine,
+    warnings: Vec<Problem>,
+    /// Of an image's machine: what its guest will say at its end.
+    report: Option<JoinHandle<Option<guest::Report>>>,
+}
+
+async fn start(request: &RunRequest) -> Result<Started, Box<Report>> {
     let path = |path: &Option<HostPath>| path.as_ref().map(PathBuf::from);
     let firecracker = find_firecracker(path(&request.firecracker).as_deref(), &Directories::find())
         .await
         .map_err(|error| Report::of(&error).with_exit(Exit::HostNotReady))?;
-    let checked = check(request, &firecracker).await?;
+    let checked = match &request.what {
+        What::Config(config) => Some(check(config, request.enable_pci, &firecracker).await?),
+        What::Image(_) => None,
+    };
     let (metadata, seccomp_filter) = (path(&request.metadata), path(&request.seccomp_filter));
     if let Some(file) = &metadata {
         check_option("--metadata", file, |text| serde_json::from_reader::<_, IgnoredAny>(text).map(drop))?;
@@ -398,18 +464,41 @@ async fn start(request: &RunRequest) -> Result<(Machine, Vec<Problem>), Box<Repo
         keep_output: CONSOLE_BUFFER,
         ..StartOptions::default()
     };
+    let (Some(checked), What::Config(_)) = (checked, &request.what) else {
+        return start_image(request, &host, &firecracker, options).await;
+    };
     let machine = Machine::start(&host, &firecracker, &checked, options).await.map_err(|error| {
         let mut report = Report::of(&error);
         report.left_behind = error.left_behind().to_vec();
         report
     })?;
-    Ok((machine, checked.warnings.iter().map(Problem::from).collect()))
+    let warnings = checked.warnings.iter().map(Problem::from).collect();
+    Ok(Started { machine, warnings, report: None })
+}
+
+async fn start_image(
+    request: &RunRequest,
+    host: &Host,
+    firecracker: &FirecrackerBinary,
+    options: StartOptions,
+) -> Result<Started, Box<Report>> {
+    let What::Image(spec) = &request.what else {
+        return Err(Box::new(Report::usage("no image was given")));
+    };
+    let store = Directories::find().open_store().map_err(|error| Report::of(&error))?;
+    let machine =
+        ImageMachine::start(host, &store, firecracker, spec, options).await.map_err(image::failure)?;
+    let (machine, report) = machine.into_parts();
+    Ok(Started { machine, warnings: Vec::new(), report: Some(report) })
 }
 
 /// Off this thread: files on a host that is not there make it wait, and keys and signals must be heard meanwhile.
-async fn check(request: &RunRequest, firecracker: &FirecrackerBinary) -> Result<Checked, Box<Report>> {
-    let (config, version, pci) =
-        (Config::from(&request.config), firecracker.version.clone(), request.enable_pci);
+async fn check(
+    config: &ReadConfig,
+    pci: bool,
+    firecracker: &FirecrackerBinary,
+) -> Result<Checked, Box<Report>> {
+    let (config, version) = (Config::from(config), firecracker.version.clone());
     match tokio::task::spawn_blocking(move || check_config(&config, &version, pci)).await {
         Ok(Ok(checked)) => Ok(checked),
         Ok(Err(invalid)) => Err(Box::new(Report::invalid_config(&invalid))),

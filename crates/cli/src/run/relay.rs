@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use smartvm::OutputReader;
+use smartvm::image_machine::ReportFilter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -13,9 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Guest to front, until the console ends; after a detach, guest to `log`.
 ///
-/// Says on `lost` how many bytes the front did not take in time.
+/// With a `filter`, the guest's report at the end is left out. Says on `lost` how many bytes the front did not take in time.
 pub(crate) async fn output(
     mut console: OutputReader,
+    mut filter: Option<ReportFilter>,
     mut data: OwnedWriteHalf,
     detach: oneshot::Receiver<PathBuf>,
     lost: mpsc::UnboundedSender<u64>,
@@ -32,11 +34,18 @@ pub(crate) async fn output(
     let mut rest = Vec::new();
     let log = loop {
         let step = async {
-            let Some(chunk) = console.next().await else { return false };
+            let Some(chunk) = console.next().await else {
+                rest = filter.take().map(ReportFilter::finish).unwrap_or_default();
+                let _ = data.write_all(&rest).await;
+                return false;
+            };
             if chunk.lost > 0 {
                 let _ = lost.send(chunk.lost);
             }
-            rest = chunk.bytes;
+            rest = match &mut filter {
+                Some(filter) => filter.push(&chunk.bytes),
+                None => chunk.bytes,
+            };
             // When the front is gone the console is read on all the same: nothing may stall, and marks go on.
             let _ = data.write_all(&rest).await;
             rest.clear();
@@ -54,6 +63,8 @@ pub(crate) async fn output(
         Ok(mut log) => {
             // What the front had not taken when it left: perhaps some of it twice, rather than not at all.
             log.write(&rest);
+            // A log may well say how the guest ended.
+            log.write(&filter.map(ReportFilter::finish).unwrap_or_default());
             while let Some(chunk) = console.next().await {
                 log.write(&chunk.bytes);
             }

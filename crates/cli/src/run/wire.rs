@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use smartvm::{Config, MachineId};
+use smartvm::{Config, ImageMachineSpec, MachineId};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -59,10 +59,19 @@ impl From<&ReadConfig> for Config {
     }
 }
 
+/// What kind of machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum What {
+    /// One of a Firecracker config.
+    Config(ReadConfig),
+    /// One that boots an image.
+    Image(Box<ImageMachineSpec>),
+}
+
 /// What the owner is to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RunRequest {
-    pub(crate) config: ReadConfig,
+    pub(crate) what: What,
     pub(crate) id: Option<MachineId>,
     pub(crate) firecracker: Option<HostPath>,
     pub(crate) marks: Vec<String>,

@@ -17,6 +17,8 @@ mod pipes;
 #[cfg(test)]
 mod releases;
 #[cfg(test)]
+mod run_image;
+#[cfg(test)]
 mod scene;
 #[cfg(test)]
 mod server;

@@ -14,6 +14,6 @@ mod words;
 pub mod layout;
 
 pub use orders::{Disk, FileSystem, MAX_ORDERS, Orders, OrdersError, Overlay, Problem, Process, Root};
-pub use report::{Ended, MAX_REPORT, Report, Step};
+pub use report::{Ended, MARK as REPORT_MARK, MAX_REPORT, Report, Step};
 pub use user::{Principal, User};
 pub use uuid::{InvalidUuid, Uuid};

@@ -8,8 +8,8 @@ use std::fmt;
 /// Longest report in bytes, without the end of its line.
 pub const MAX_REPORT: usize = 1024;
 
-/// Before every report.
-const MARK: &str = "smartvm-guest: ";
+/// Before every report. A host that shows the console may want to hold back what begins with it.
+pub const MARK: &str = "smartvm-guest: ";
 const HINT: &str = "; hint: ";
 /// Longest text of a failure and longest hint, in bytes.
 const MAX_TEXT: usize = 480;

@@ -59,7 +59,8 @@ impl<'a> Sink<'a> {
         self.written += write_sparsely(self.file, self.start, &self.piece)?;
         self.start = self.end();
         self.piece.clear();
-        if self.filling.get() {
+        // The last piece of the metadata may lie behind contents that are still to come.
+        if self.filled {
             // The hasher is gone only when it failed, which it says itself.
             let _ = self.complete.send(self.start);
         }

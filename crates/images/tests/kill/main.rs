@@ -1,7 +1,7 @@
 //! Several processes on one store, some of them killed at any moment: the store stays whole, and the next try works.
 //!
 //! * `operation`: what is killed; **a new kind of work is one value in its table, and one test in `rounds`**
-//! * `kernel`: an import of a kernel, which is one of them
+//! * `kernel`, `image`: an import of a kernel, a pull and an import of an image, which are some of them
 //! * `scene`: a store of its own, and what the work needs beside it
 //! * `child`: this program once more, as another process
 //! * `random`: moments from a seed (`SMARTVM_TEST_SEED`)
@@ -10,6 +10,8 @@
 
 #[cfg(test)]
 mod child;
+#[cfg(test)]
+mod image;
 #[cfg(test)]
 mod kernel;
 #[cfg(test)]

@@ -25,7 +25,8 @@ pub(crate) struct Operation {
     pub(crate) after: fn(&Scene),
 }
 
-pub(crate) const OPERATIONS: &[Operation] = &[PUT, GC, crate::kernel::IMPORT];
+pub(crate) const OPERATIONS: &[Operation] =
+    &[PUT, GC, crate::kernel::IMPORT, crate::image::PULL, crate::image::IMPORT];
 
 fn nothing(_: &Scene) -> Box<dyn Any> {
     Box::new(())

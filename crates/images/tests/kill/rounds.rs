@@ -22,6 +22,16 @@ fn a_kernel_import_killed_at_any_moment_leaves_a_whole_store_and_can_be_repeated
     rounds(&crate::kernel::IMPORT);
 }
 
+#[test]
+fn a_pull_killed_at_any_moment_leaves_a_whole_store_and_can_be_repeated() {
+    rounds(&crate::image::PULL);
+}
+
+#[test]
+fn an_image_import_killed_at_any_moment_leaves_a_whole_store_and_can_be_repeated() {
+    rounds(&crate::image::IMPORT);
+}
+
 /// How many kills must have found the work under way.
 fn wanted() -> u32 {
     if std::env::var_os("SMARTVM_TEST_FULL").is_some() { 100 } else { 12 }

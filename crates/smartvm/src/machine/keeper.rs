@@ -10,8 +10,8 @@ use smartvm_host::Vmm;
 use smartvm_host::process::{Exit, ProcessId};
 use tokio::sync::watch;
 
-use super::Released;
 use super::life::Life;
+use super::{Belongings, Released};
 use crate::gc;
 use crate::machine_dir::MachineDir;
 
@@ -21,6 +21,8 @@ pub(super) struct Keeper {
     pub(super) process: Option<ProcessId>,
     pub(super) life: Arc<Life>,
     pub(super) dir: Option<MachineDir>,
+    /// Released with the directory.
+    pub(super) belongings: Option<Belongings>,
     pub(super) released: watch::Sender<Option<Released>>,
 }
 
@@ -35,7 +37,9 @@ impl Keeper {
     pub(super) async fn run(mut self) {
         let vmm = self.vmm.wait().await;
         let effects = self.life.on(Event::VmmExited(exit(vmm.exit)));
-        let left_behind = release(&self.life, effects, &mut self.dir);
+        // Before the directory: who sees that gone may start a machine of the same name.
+        let mut left_behind = self.belongings.take().map(Belongings::release).unwrap_or_default();
+        left_behind.extend(release(&self.life, effects, &mut self.dir));
         self.released.send_replace(Some(Released { vmm, left_behind }));
     }
 }
@@ -82,6 +86,7 @@ impl Drop for Keeper {
             let _ = process.kill();
             let _ = gc::wait_until_gone(process, DROP_PATIENCE);
         }
+        drop(self.belongings.take());
         drop(dir);
     }
 }

@@ -4,6 +4,7 @@
 //! guest that powers off is cleaned up after although nobody waits. If the runtime itself goes, the keeper is dropped
 //! and does the same on the spot.
 
+mod belongings;
 mod error;
 mod keeper;
 mod life;
@@ -29,6 +30,7 @@ use crate::check::Checked;
 use crate::host::Host;
 use crate::machine_dir::{MachineDir, Refused};
 use crate::record::{Record, replace};
+pub(crate) use belongings::Belongings;
 pub use error::{RequestError, StartError};
 use keeper::{Keeper, release};
 use life::Life;
@@ -117,6 +119,17 @@ impl Machine {
         config: &Checked,
         options: StartOptions,
     ) -> Result<Self, StartError> {
+        Self::start_with(host, firecracker, config, options, Belongings::default()).await
+    }
+
+    /// The same for a machine that has more than its directory: that is released with it.
+    pub(crate) async fn start_with(
+        host: &Host,
+        firecracker: &FirecrackerBinary,
+        config: &Checked,
+        options: StartOptions,
+        belongings: Belongings,
+    ) -> Result<Self, StartError> {
         let life = Arc::new(Life::new());
         // A life that begins allows it.
         let _ = life.ask(Request::Start);
@@ -166,7 +179,8 @@ impl Machine {
             Ok(vmm) => vmm,
             Err(source) => {
                 let effects = life.on(Event::SpawnFailed);
-                let left_behind = release(&life, effects, &mut Some(dir));
+                let mut left_behind = belongings.release();
+                left_behind.extend(release(&life, effects, &mut Some(dir)));
                 return Err(StartError::vmm(id, source, left_behind).with_log(log.last_lines(LAST_WORDS)));
             }
         };
@@ -185,6 +199,7 @@ impl Machine {
             process: process.clone(),
             life: Arc::clone(&life),
             dir: Some(dir),
+            belongings: Some(belongings),
             released: sender,
         };
         let machine =
@@ -406,7 +421,7 @@ async fn claim_one(host: &Host, id: &MachineId) -> Result<MachineDir, Refused> {
     }
 }
 
-fn random_id() -> Result<MachineId, StartError> {
+pub(crate) fn random_id() -> Result<MachineId, StartError> {
     let mut random = [0; 5];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(|errno| StartError::Random { source: errno.into() })?;

@@ -49,6 +49,16 @@ fn an_image_holds_what_the_layers_say_and_verifies() {
     assert_eq!(mkext4::spec::Inode::timestamp(inode.mtime, inode.mtime_extra), (-6, 750_000_000));
 }
 
+/// Metadata lie in every group, also behind the first contents: they are written before, and hashed in their turn.
+#[test]
+fn the_digest_is_the_files_where_there_are_several_groups() {
+    let contents = vec![1; 140 << 20];
+    let archive = Archive::default().dir("d/").file("d/a", &contents).file("d/b", b"b");
+    let (file, built) = built(vec![archive.layer()]).unwrap();
+    assert!(built.size_bytes > 128 << 20);
+    assert_eq!(built.digest, Digest::of(&read(&file)));
+}
+
 #[test]
 fn equal_layers_make_equal_images_in_whatever_compression() {
     let plain = Archive::default().file("a", &[3; 70_000]).dir("d/").file("d/b", b"b").end();
