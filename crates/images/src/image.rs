@@ -1,6 +1,6 @@
 //! OCI images: their names, where they come from, and what is kept of them.
 //!
-//! * [`reference`]: the names of images
+//! * [`mod@reference`]: the names of images
 //! * [`platform`]: which machines they are for
 //! * `manifest`, `config`: the documents that describe them
 //! * `record`: what is kept of an image, and the names that lead to it: [`list`], [`resolve`], [`tag`], [`remove`], [`adopt`]

@@ -1,7 +1,7 @@
 //! How kernels, modules and packages are compressed, and unpacking them within bounds.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 
 use crate::blocking::Abandoned;
 
@@ -10,6 +10,8 @@ const DECODER_MEMORY: u64 = 256 << 20;
 /// A legacy lz4 frame holds blocks that unpack to this size, the last one may be shorter. Source: the kernel's
 /// `lib/decompress_unlz4.c`, `LZ4_DEFAULT_UNCOMPRESSED_CHUNK_SIZE`.
 const LZ4_BLOCK: usize = 8 << 20;
+/// A byte of lz4 adds at most 255 to a length. Source: lz4's description of its block format.
+const LZ4_MOST_PER_BYTE: usize = 256;
 const LZ4_LEGACY: [u8; 4] = 0x184c_2102_u32.to_le_bytes();
 
 /// A way in which the kernel's build, or a package, compresses.
@@ -176,14 +178,15 @@ fn unpack_lz4(packed: &[u8], limit: usize, stop: &Abandoned) -> Result<Vec<u8>, 
         }
         let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
         let block = rest.get(..length).ok_or_else(cut)?;
-        let room = LZ4_BLOCK.min(limit - plain.len());
+        // No block unpacks to more than this many times itself, and memory is cleared only for what can come: else
+        // millions of tiny blocks would clear terabytes.
+        let most = length.saturating_mul(LZ4_MOST_PER_BYTE).min(LZ4_BLOCK);
+        let room = most.min(limit - plain.len());
         let from = plain.len();
         plain.resize(from + room, 0);
         let count =
             lz4_flex::block::decompress_into(block, &mut plain[from..]).map_err(|error| match error {
-                lz4_flex::block::DecompressError::OutputTooSmall { .. } if room < LZ4_BLOCK => {
-                    too_much(limit)
-                }
+                lz4_flex::block::DecompressError::OutputTooSmall { .. } if room < most => too_much(limit),
                 error => Damage::of(error),
             })?;
         plain.truncate(from + count);
@@ -192,9 +195,32 @@ fn unpack_lz4(packed: &[u8], limit: usize, stop: &Abandoned) -> Result<Vec<u8>, 
     Ok(plain)
 }
 
-/// Up to `limit` bytes of a reader, and whether that was all.
-pub(super) fn head(reader: &mut impl BufRead, limit: u64) -> io::Result<Vec<u8>> {
-    let mut head = Vec::new();
-    reader.take(limit).read_to_end(&mut head)?;
-    Ok(head)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocks(plain: &[u8], count: usize) -> Vec<u8> {
+        let block = lz4_flex::block::compress(plain);
+        let length = u32::try_from(block.len()).unwrap().to_le_bytes();
+        let mut packed = LZ4_LEGACY.to_vec();
+        (0..count).for_each(|_| packed.extend([&length[..], &block[..]].concat()));
+        packed
+    }
+
+    /// Each of them could unpack to 8 MiB; clearing that much for each would take hours.
+    #[test]
+    fn many_tiny_blocks_cost_what_they_hold() {
+        let packed = blocks(b"", 200_000);
+        let plain = Compression::Lz4.unpack(&packed, 512 << 20, &Abandoned::never());
+        assert_eq!(plain, Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_block_may_hold_as_much_as_the_format_allows() {
+        let zeros = vec![0; LZ4_BLOCK];
+        let plain = Compression::Lz4.unpack(&blocks(&zeros, 2), LZ4_BLOCK * 2, &Abandoned::never()).unwrap();
+        assert!(plain == zeros.repeat(2));
+        let error = Compression::Lz4.unpack(&blocks(&zeros, 2), LZ4_BLOCK * 2 - 1, &Abandoned::never());
+        assert_eq!(error, Err(too_much(LZ4_BLOCK * 2 - 1)));
+    }
 }

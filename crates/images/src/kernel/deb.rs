@@ -44,7 +44,7 @@ pub(super) fn read(
     mut give: impl FnMut(&str, Vec<u8>) -> Result<(), KernelError>,
 ) -> Result<(), KernelError> {
     let name = package.display().to_string();
-    let file = File::open(package).map_err(|error| KernelError::read(package, error))?;
+    let (file, _) = super::tree::open(package).map_err(|error| KernelError::read(package, error))?;
     let damaged = |problem: &dyn std::fmt::Display| KernelError::malformed(&name, problem);
     let (data, compression) = data_member(file).map_err(|error| damaged(&error))?;
     let file_name = package.file_name().unwrap_or(package.as_os_str()).display();

@@ -207,14 +207,18 @@ pub fn consequences(facts: &Facts) -> Vec<&'static str> {
         .collect()
 }
 
-/// The options of a kernel's build that are set: name without `CONFIG_`, and value.
+/// The options of a kernel's build that matter here and are set: name without `CONFIG_`, and value.
 pub(super) type Config = BTreeMap<String, String>;
 
 /// Reads a kernel's `.config`.
 pub(super) fn parse_config(text: &[u8]) -> Config {
     let text = String::from_utf8_lossy(text);
     let options = text.lines().filter_map(|line| line.strip_prefix("CONFIG_")?.split_once('='));
-    options.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    let matters = |name: &str| FEATURES.iter().any(|feature| feature.option == name);
+    options
+        .filter(|(name, _)| matters(name))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
 }
 
 /// The configuration that a kernel built with `IKCONFIG` carries: gzip between two marks.
@@ -233,7 +237,9 @@ pub(super) fn banner(kernel: &[u8]) -> Option<String> {
     let rest = found.into_iter().find(|rest| rest.first().is_some_and(u8::is_ascii_digit))?;
     let rest = &rest[..rest.len().min(512)];
     let end = rest.iter().position(|byte| matches!(byte, b'\n' | 0))?;
-    Some(String::from_utf8_lossy(&rest[..end]).into_owned())
+    let text = String::from_utf8_lossy(&rest[..end]);
+    // It is shown on terminals, which obey control characters.
+    Some(text.chars().filter(|char| !char.is_control()).collect())
 }
 
 /// What a kernel can do. `carried` are the modules of its bundle, `has_tree` tells whether its modules were given.
@@ -273,7 +279,7 @@ mod tests {
     fn facts(config: Option<&str>, builtin: Option<&str>, carried: &[&str]) -> Facts {
         let mut lists = Lists::default();
         if let Some(builtin) = builtin {
-            lists.add("modules.builtin", builtin.as_bytes());
+            lists.add("modules.builtin", builtin.as_bytes()).unwrap();
         }
         let config = config.map(|text| parse_config(text.as_bytes()));
         let carried = carried.iter().map(|name| (*name).to_owned()).collect();
@@ -324,6 +330,7 @@ mod tests {
         assert_eq!(banner(&kernel).unwrap(), "6.1.0-9 (a@b) #1 SMP");
         assert_eq!(embedded_config(b"IKCFG_ST\x1f\x8bxxxx"), None);
         assert_eq!(banner(b"Linux version 6"), None);
+        assert_eq!(banner(b"Linux version 6.1\x1b[2J (a)\n").unwrap(), "6.1[2J (a)");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::error::KernelError;
 use super::facts;
 use super::lists::Lists;
 use super::order::{self, FOR_ROOT, LATER, OFTEN_NEEDED};
-use super::tree::{Modules, Pass, Tree, read_file};
+use super::tree::{self, Modules, Pass, Tree, read_file};
 use super::{Import, Kernel, MAX_FILE, Source, check_name};
 use crate::Digest;
 use crate::blocking::Abandoned;
@@ -79,7 +79,7 @@ impl<'scope> Work<'scope, '_> {
             return self.directory(path);
         }
         let mut head = Vec::new();
-        let file = fs::File::open(path).map_err(|error| KernelError::read(path, error))?;
+        let (file, _) = tree::open(path).map_err(|error| KernelError::read(path, error))?;
         file.take(16).read_to_end(&mut head).map_err(|error| KernelError::read(path, error))?;
         if deb::is_package(&head) {
             return self.package(path);

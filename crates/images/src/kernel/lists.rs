@@ -3,10 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::modinfo;
+use super::modinfo::{self, MOST_SOFT};
 
-/// Longest list that is read, in bytes. Debian's generic kernel has a `modules.alias` of 1.3 MB.
-pub(super) const MAX_LIST: u64 = 16 << 20;
+/// Longest list that is read, and all lists of one import together, in bytes. Those of Debian's generic kernel have
+/// about 3 MB, its `modules.alias` 1.3 MB of them.
+pub(super) const MAX_LIST: u64 = 8 << 20;
+/// Most modules that one alias can mean here.
+const MOST_MEANT: usize = 32;
 
 /// The kernel's name of the module in this file: `kernel/a/virtio-rng.ko.xz` is `virtio_rng`.
 pub fn module_name(path: &str) -> String {
@@ -31,9 +34,12 @@ pub fn parse_dep(text: &str) -> BTreeMap<String, Dependency> {
         if path.is_empty() || path.starts_with(['#', ' ']) {
             continue;
         }
-        // modules.dep lists the one that is to be loaded first last.
-        let needs = needs.split_whitespace().rev().map(module_name).collect();
-        modules.entry(module_name(path)).or_insert_with(|| Dependency { path: path.to_owned(), needs });
+        modules.entry(module_name(path)).or_insert_with(|| {
+            let mut known = BTreeSet::new();
+            // modules.dep lists the one that is to be loaded first last.
+            let needs = needs.split_whitespace().rev().filter(|needed| known.insert(*needed));
+            Dependency { path: path.to_owned(), needs: needs.map(module_name).collect() }
+        });
     }
     modules
 }
@@ -49,6 +55,8 @@ pub(super) struct Lists {
     builtin: Option<BTreeSet<String>>,
     /// Which module an alias means, from `modules.alias`. Those without wildcards only.
     alias: BTreeMap<String, BTreeSet<String>>,
+    /// How much has been read, in bytes.
+    length: u64,
 }
 
 impl Lists {
@@ -57,14 +65,23 @@ impl Lists {
         ["modules.dep", "modules.softdep", "modules.builtin", "modules.builtin.modinfo", "modules.alias"];
 
     /// Adds one of [`Lists::NAMES`]; others are ignored.
-    pub(super) fn add(&mut self, name: &str, content: &[u8]) {
+    ///
+    /// # Errors
+    /// When all together are longer than [`MAX_LIST`]: a package may have a list any number of times.
+    pub(super) fn add(&mut self, name: &str, content: &[u8]) -> Result<(), &'static str> {
+        self.length += content.len() as u64;
+        if self.length > MAX_LIST {
+            return Err("the lists of modules are too long together");
+        }
         let text = String::from_utf8_lossy(content);
         match name {
             "modules.dep" => self.dep = Some(parse_dep(&text)),
             "modules.softdep" => {
                 for line in text.lines().filter_map(|line| line.strip_prefix("softdep ")) {
                     let (name, rest) = line.trim_start().split_once(char::is_whitespace).unwrap_or_default();
-                    self.softdep.entry(module_name(name)).or_default().extend(modinfo::before(rest));
+                    let known = self.softdep.entry(module_name(name)).or_default();
+                    let room = MOST_SOFT - known.len();
+                    known.extend(modinfo::before(rest).take(room));
                 }
             }
             "modules.builtin" => {
@@ -84,11 +101,15 @@ impl Lists {
             "modules.alias" => {
                 let aliases = text.lines().filter_map(|line| line.strip_prefix("alias ")?.split_once(' '));
                 for (alias, name) in aliases.filter(|(alias, _)| !alias.contains(['*', '?', '['])) {
-                    self.alias.entry(module_name(alias)).or_default().insert(module_name(name.trim()));
+                    let meant = self.alias.entry(module_name(alias)).or_default();
+                    if meant.len() < MOST_MEANT {
+                        meant.insert(module_name(name.trim()));
+                    }
                 }
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// Whether a module, or what an alias means, is part of the kernel. `None`: nobody says.
@@ -131,11 +152,13 @@ mod tests {
     fn built_in_modules_are_known_by_name_and_alias() {
         let mut lists = Lists::default();
         assert_eq!(lists.is_builtin("ext4"), None);
-        lists.add("modules.builtin", b"kernel/fs/ext4/ext4.ko\n");
-        lists.add(
-            "modules.builtin.modinfo",
-            b"crc32c_generic.alias=crypto-crc32c\0crc32c_generic.license=GPL\0",
-        );
+        lists.add("modules.builtin", b"kernel/fs/ext4/ext4.ko\n").unwrap();
+        lists
+            .add(
+                "modules.builtin.modinfo",
+                b"crc32c_generic.alias=crypto-crc32c\0crc32c_generic.license=GPL\0",
+            )
+            .unwrap();
         assert_eq!(
             ["ext4", "crypto_crc32c", "crc32c_generic"].map(|name| lists.is_builtin(name)),
             [Some(true); 3]
@@ -146,17 +169,30 @@ mod tests {
     #[test]
     fn soft_dependencies_and_aliases_are_read() {
         let mut lists = Lists::default();
-        lists.add("modules.softdep", b"# comment\nsoftdep lib-crc pre: crc32c post: other\nsoftdep x y\n");
-        lists.add(
-            "modules.alias",
-            b"alias pci:v*d* b\nalias crc32c crc32c_intel\nalias crc32c crc32c-generic\n",
-        );
+        lists
+            .add("modules.softdep", b"# comment\nsoftdep lib-crc pre: crc32c post: other\nsoftdep x y\n")
+            .unwrap();
+        lists
+            .add(
+                "modules.alias",
+                b"alias pci:v*d* b\nalias crc32c crc32c_intel\nalias crc32c crc32c-generic\n",
+            )
+            .unwrap();
         assert_eq!(lists.softdeps("lib_crc"), ["crc32c"]);
         assert_eq!(lists.softdeps("x"), [""; 0]);
         assert_eq!(
             lists.meant_by("crc32c").collect::<Vec<_>>(),
             ["crc32c", "crc32c_generic", "crc32c_intel"]
         );
+    }
+
+    #[test]
+    fn a_list_that_comes_again_and_again_is_refused() {
+        let mut lists = Lists::default();
+        let text = "softdep a pre: b b b b\n".repeat(100_000);
+        let times = (0..).take_while(|_| lists.add("modules.softdep", text.as_bytes()).is_ok()).count();
+        assert!((2..10).contains(&times), "{times}");
+        assert_eq!(lists.softdeps("a").len(), MOST_SOFT);
     }
 
     proptest! {
@@ -166,8 +202,8 @@ mod tests {
             parse_dep(&any);
             let mut lists = Lists::default();
             for name in Lists::NAMES {
-                lists.add(name, text.as_bytes());
-                lists.add(name, any.as_bytes());
+                lists.add(name, text.as_bytes()).unwrap();
+                lists.add(name, any.as_bytes()).unwrap();
             }
         }
 

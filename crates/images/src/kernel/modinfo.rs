@@ -1,6 +1,11 @@
 //! What a module says of itself in its section `.modinfo`.
 
+use std::collections::BTreeSet;
+
 use super::lists::module_name;
+
+/// Most wishes of one module that are heeded. Debian's have four at most.
+pub(super) const MOST_SOFT: usize = 64;
 
 /// The parts of `.modinfo` that matter for loading.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -9,8 +14,6 @@ pub struct ModuleInfo {
     pub depends: Vec<String>,
     /// What should be loaded before it, though it loads without: modules or aliases, as written.
     pub softdeps: Vec<String>,
-    /// Other names of it.
-    pub aliases: Vec<String>,
     /// The kernel that it was built for: the first word of `vermagic`.
     pub release: Option<String>,
 }
@@ -18,14 +21,18 @@ pub struct ModuleInfo {
 /// Reads `key=value` texts that end with NUL. What is not such a text, or not UTF-8, is skipped.
 pub fn parse(section: &[u8]) -> ModuleInfo {
     let mut info = ModuleInfo::default();
+    let mut known = BTreeSet::new();
     let texts = section.split(|byte| *byte == 0).filter_map(|text| std::str::from_utf8(text).ok());
     for (key, value) in texts.filter_map(|text| text.split_once('=')) {
         match key {
             "depends" => {
-                info.depends.extend(value.split(',').filter(|name| !name.is_empty()).map(module_name))
+                let names = value.split(',').filter(|name| !name.is_empty() && known.insert(*name));
+                info.depends.extend(names.map(module_name));
             }
-            "softdep" => info.softdeps.extend(before(value)),
-            "alias" => info.aliases.push(value.to_owned()),
+            "softdep" => {
+                let room = MOST_SOFT - info.softdeps.len();
+                info.softdeps.extend(before(value).take(room));
+            }
             "vermagic" => info.release = value.split_whitespace().next().map(str::to_owned),
             _ => {}
         }
@@ -34,18 +41,17 @@ pub fn parse(section: &[u8]) -> ModuleInfo {
 }
 
 /// The words of a soft dependency that come before: `pre: a b post: c` gives `a` and `b`.
-pub(super) fn before(softdep: &str) -> Vec<String> {
+pub(super) fn before(softdep: &str) -> impl Iterator<Item = String> {
     let mut is_before = false;
-    let mut names = Vec::new();
-    for word in softdep.split_whitespace() {
+    softdep.split_whitespace().filter_map(move |word| {
         match word {
             "pre:" => is_before = true,
             "post:" => is_before = false,
-            name if is_before => names.push(name.to_owned()),
+            name if is_before => return Some(name.to_owned()),
             _ => {}
         }
-    }
-    names
+        None
+    })
 }
 
 #[cfg(test)]
@@ -55,6 +61,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn wishes_are_bounded() {
+        let text = format!("softdep=pre: {}\0", "a ".repeat(1000)).repeat(3);
+        assert_eq!(parse(text.as_bytes()).softdeps.len(), MOST_SOFT);
+    }
+
+    #[test]
     fn reads_what_a_module_needs() {
         let info = parse(
             b"license=GPL\0depends=virtio,net-failover\0softdep=pre: crc32c a post: b\0alias=crc32\0\
@@ -62,7 +74,6 @@ mod tests {
         );
         assert_eq!(info.depends, ["virtio", "net_failover"]);
         assert_eq!(info.softdeps, ["crc32c", "a"]);
-        assert_eq!(info.aliases, ["crc32"]);
         assert_eq!(info.release.as_deref(), Some("6.1.0-9-amd64"));
         assert_eq!(parse(b"depends=\0"), ModuleInfo::default());
     }
@@ -74,8 +85,9 @@ mod tests {
         }
 
         #[test]
-        fn every_dependency_is_read(names in prop::collection::vec("[a-z][a-z0-9_]{0,20}", 0..20)) {
-            let text = format!("a=b\0depends={}\0", names.join(","));
+        fn every_dependency_is_read(names in prop::collection::btree_set("[a-z][a-z0-9_]{0,20}", 0..20)) {
+            let names: Vec<String> = names.into_iter().collect();
+            let text = format!("a=b\0depends={0},{0}\0", names.join(","));
             prop_assert_eq!(parse(text.as_bytes()).depends, names);
         }
     }

@@ -43,6 +43,11 @@ pub(super) const OFTEN_NEEDED: [&str; 22] = [
 /// Most modules of a bundle. Debian's needs 17.
 const MAX_COUNT: usize = 400;
 
+/// Most wishes that are tried. Kernels have a few dozen; but wishes can be nested so that each of them doubles the work.
+const MOST_WISHES: usize = 1000;
+/// How often more modules are asked for. Each time, whole packages are read again.
+const MOST_ROUNDS: usize = 20;
+
 /// Whether a bundle carries this module when the kernel has it as one.
 pub(super) fn is_wanted(module: Option<&str>) -> bool {
     FOR_ROOT.iter().chain(&LATER).any(|wanted| Some(*wanted) == module)
@@ -68,7 +73,7 @@ pub(super) fn resolve(
     mut fetch: impl FnMut(&BTreeSet<String>) -> Result<Modules, KernelError>,
 ) -> Result<Order, KernelError> {
     let mut asked: BTreeSet<String> = BTreeSet::new();
-    loop {
+    for round in 0.. {
         let reached = reach(modules, lists);
         let missing: BTreeSet<String> = reached
             .into_iter()
@@ -78,6 +83,11 @@ pub(super) fn resolve(
         if missing.is_empty() {
             break;
         }
+        if round == MOST_ROUNDS {
+            let problem =
+                format!("they need each other more than {MOST_ROUNDS} deep, and no modules.dep lists them");
+            return Err(KernelError::malformed("the kernel's modules", problem));
+        }
         modules.extend(fetch(&missing)?);
         let bytes: usize = modules.values().map(|module| module.content.len()).sum();
         if modules.len() > MAX_COUNT || bytes as u64 > MAX_MODULES {
@@ -85,7 +95,8 @@ pub(super) fn resolve(
             return Err(KernelError::malformed("the kernel's modules", problem));
         }
     }
-    let mut walk = Walk { modules, lists, done: BTreeSet::new(), path: Vec::new(), order: Vec::new() };
+    let mut walk =
+        Walk { modules, lists, done: BTreeSet::new(), path: Vec::new(), order: Vec::new(), wishes: 0 };
     let for_root = walk.all(&FOR_ROOT)?;
     let later = walk.all(&LATER)?;
     let needed = walk.done;
@@ -142,6 +153,8 @@ struct Walk<'a> {
     /// From a wanted module down to the one at hand.
     path: Vec<String>,
     order: Vec<String>,
+    /// How many were tried.
+    wishes: usize,
 }
 
 impl Walk<'_> {
@@ -190,6 +203,10 @@ impl Walk<'_> {
 
     /// A module that may as well be missing, with all that it needs or not at all.
     fn visit_soft(&mut self, name: &str) {
+        if self.done.contains(name) || self.wishes == MOST_WISHES {
+            return;
+        }
+        self.wishes += 1;
         let (done, path, order) = (self.done.clone(), self.path.clone(), self.order.len());
         if self.visit(name).is_err() {
             (self.done, self.path) = (done, path);
@@ -247,7 +264,7 @@ mod tests {
     #[test]
     fn the_dependency_file_counts_where_there_is_one() {
         let mut lists = Lists::default();
-        lists.add("modules.dep", b"a/virtio_mmio.ko: a/second.ko a/first.ko\n");
+        lists.add("modules.dep", b"a/virtio_mmio.ko: a/second.ko a/first.ko\n").unwrap();
         let tree: [(&str, &[&str], &[&str]); 3] =
             [("virtio_mmio", &["other"], &[]), ("first", &[], &[]), ("second", &[], &[])];
         assert_eq!(check(&tree, &lists).unwrap().0.for_root, ["first", "second", "virtio_mmio"]);
@@ -259,7 +276,7 @@ mod tests {
         let error = check(&tree, &Lists::default()).unwrap_err().to_string();
         assert_eq!(error, "the kernel's modules: virtio_blk needs the module virtio, which is not there");
         let mut lists = Lists::default();
-        lists.add("modules.builtin", b"kernel/drivers/virtio/virtio.ko\n");
+        lists.add("modules.builtin", b"kernel/drivers/virtio/virtio.ko\n").unwrap();
         assert_eq!(check(&tree, &lists).unwrap().0.for_root, ["virtio_blk"]);
     }
 
@@ -281,9 +298,41 @@ mod tests {
         ];
         assert_eq!(check(&tree, &Lists::default()).unwrap().0.for_root, ["jbd2", "crc32c_generic", "ext4"]);
         let mut lists = Lists::default();
-        lists.add("modules.builtin", b"kernel/crypto/crc32c_generic.ko\n");
-        lists.add("modules.builtin.modinfo", b"crc32c_generic.alias=crypto-crc32c\0");
+        lists.add("modules.builtin", b"kernel/crypto/crc32c_generic.ko\n").unwrap();
+        lists.add("modules.builtin.modinfo", b"crc32c_generic.alias=crypto-crc32c\0").unwrap();
         assert_eq!(check(&tree, &lists).unwrap().0.for_root, ["jbd2", "ext4"]);
+    }
+
+    /// Without a bound, each level would double the work.
+    #[test]
+    fn nested_wishes_that_cannot_be_met_come_to_an_end() {
+        let names: Vec<[String; 3]> =
+            (0..40).map(|level| ["y", "a", "b"].map(|kind| format!("{kind}{level}"))).collect();
+        let mut modules = Modules::new();
+        modules.insert("ext4".into(), module(&["y0"], &[]));
+        for (at, [y, a, b]) in names.iter().enumerate() {
+            modules.insert(y.clone(), module(&[], &[a, b]));
+            let next = names.get(at + 1).map_or("missing", |[y, ..]| y);
+            for wish in [a, b] {
+                modules.insert(wish.clone(), module(&[next, "missing"], &[]));
+            }
+        }
+        let order = resolve(&mut modules, &Lists::default(), |_| Ok(Modules::new())).unwrap();
+        assert_eq!(order.for_root, ["y0", "ext4"]);
+    }
+
+    #[test]
+    fn a_chain_that_is_met_link_by_link_is_not_followed_for_ever() {
+        let mut modules = Modules::new();
+        let (mut rounds, mut last) = (0, "ext4".to_owned());
+        let error = resolve(&mut modules, &Lists::default(), |_| {
+            rounds += 1;
+            let next = format!("m{rounds}");
+            let link = module(&[&next], &[]);
+            Ok([(std::mem::replace(&mut last, next), link)].into())
+        });
+        assert!(error.unwrap_err().to_string().contains("deep"));
+        assert_eq!(rounds, MOST_ROUNDS);
     }
 
     proptest! {

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::compression::{Compression, head};
+use rustix::fs::{Mode, OFlags};
+
+use super::compression::Compression;
 use super::deb::{self, Take};
 use super::elf;
 use super::error::KernelError;
@@ -16,6 +18,8 @@ use crate::progress::Progress;
 
 /// Largest module, unpacked. With debugging symbols, some have 100 MB.
 const MAX_MODULE: u64 = 256 << 20;
+/// Longest text in which a module tells of itself, in bytes. Drivers that bundles carry have a few KB.
+const MAX_MODINFO: usize = 64 << 10;
 /// All modules of one bundle together, unpacked.
 pub(super) const MAX_MODULES: u64 = 512 << 20;
 /// Most entries of a directory tree that are looked at.
@@ -45,8 +49,11 @@ impl Module {
             return Err(damaged(&"it is no kernel module for x86_64"));
         }
         let info = elf::section(&content, ".modinfo")
-            .map(modinfo::parse)
             .ok_or_else(|| damaged(&"it says nothing of itself (no .modinfo)"))?;
+        if info.len() > MAX_MODINFO {
+            return Err(damaged(&"it says too much of itself (.modinfo)"));
+        }
+        let info = modinfo::parse(info);
         Ok(Self { path: path.to_owned(), content, info })
     }
 }
@@ -72,17 +79,12 @@ impl Tree {
         let mut lists = Lists::default();
         for name in Lists::NAMES {
             let path = dir.join(name);
-            match File::open(&path) {
-                Ok(file) => {
-                    let content = head(&mut BufReader::new(file), MAX_LIST + 1)
-                        .map_err(|error| KernelError::read(&path, error))?;
-                    if content.len() as u64 > MAX_LIST {
-                        return Err(KernelError::malformed(path.display().to_string(), "it is too long"));
-                    }
-                    lists.add(name, &content);
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(KernelError::read(path, error)),
+            match read_file(&path, MAX_LIST) {
+                Ok(content) => lists
+                    .add(name, &content)
+                    .map_err(|problem| KernelError::malformed(path.display().to_string(), problem))?,
+                Err(KernelError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
         let files = match &lists.dep {
@@ -184,8 +186,10 @@ impl<'a> Pass<'a> {
                         return Ok(());
                     }
                     if Lists::NAMES.contains(&inner) {
-                        self.lists.add(inner, &content);
-                        return Ok(());
+                        let wrong = |problem| {
+                            KernelError::malformed(format!("{path} in {}", package.display()), problem)
+                        };
+                        return self.lists.add(inner, &content).map_err(wrong);
                     }
                     let module = Module::read(inner, content, stop)?;
                     total += module.content.len() as u64;
@@ -234,15 +238,24 @@ impl<'a> Place<'a> {
     }
 }
 
+/// Opens a regular file and tells its length. Anything else is refused without waiting for it: a fifo that nobody
+/// writes to would hang the import for ever.
+pub(super) fn open(path: &Path) -> io::Result<(File, u64)> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if metadata.is_file() {
+        Ok((file, metadata.len()))
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"))
+    }
+}
+
 /// The whole of a file that may have `limit` bytes.
 pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, KernelError> {
     let wrong = |error| KernelError::read(path, error);
-    let file = File::open(path).map_err(wrong)?;
-    let metadata = file.metadata().map_err(wrong)?;
-    if !metadata.is_file() {
-        return Err(wrong(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
-    }
-    let mut content = Vec::with_capacity(usize::try_from(metadata.len().min(limit)).unwrap_or(0));
+    let (file, length) = open(path).map_err(wrong)?;
+    let mut content = Vec::with_capacity(usize::try_from(length.min(limit)).unwrap_or(0));
     file.take(limit + 1).read_to_end(&mut content).map_err(wrong)?;
     if content.len() as u64 > limit {
         return Err(KernelError::malformed(
@@ -291,6 +304,32 @@ fn walk(top: &Path) -> Result<BTreeMap<String, PathBuf>, KernelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fifo_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("modules.dep");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        assert!(read_file(&fifo, 10).unwrap_err().to_string().contains("modules.dep"));
+        assert!(Tree::directory(dir.path()).is_err());
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("zero")).unwrap();
+        assert!(read_file(&dir.path().join("zero"), 10).is_err());
+    }
+
+    #[test]
+    fn a_module_tells_of_itself_within_bounds() {
+        let depends = ["depends=", &"a,".repeat(MAX_MODINFO / 2)].concat();
+        let module = elf::tests::module(".modinfo", depends.as_bytes());
+        let error = Module::read("a.ko", module, &Abandoned::never()).unwrap_err().to_string();
+        assert_eq!(error, "a.ko: it says too much of itself (.modinfo)");
+    }
 
     #[test]
     fn places_in_packages_are_told_apart() {
