@@ -150,7 +150,11 @@ impl crate::explain::Explain for BootPlanError {
 /// kernel takes (2047 bytes with what Firecracker appends), even without the orders.
 pub fn plan(boot: &Boot<'_>) -> Result<BootPlan, BootPlanError> {
     let (extra, for_init) = words(boot.extra)?;
-    if let Some(word) = extra.iter().find(|word| word.trim_start_matches('"').starts_with(ORDERS)) {
+    // What is behind `--` is another init's business, but ours reads orders there as well.
+    let for_ours = if boot.orders.is_some() { &for_init[..] } else { &[] };
+    if let Some(word) =
+        extra.iter().chain(for_ours).find(|word| word.trim_start_matches('"').starts_with(ORDERS))
+    {
         return Err(BootPlanError::Reserved(word.chars().take(60).collect()));
     }
     let mut parameters: Vec<Parameter> = ours(boot)

@@ -1,8 +1,11 @@
 //! Host name and loopback: what a process has in every container, even without a network.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 use rustix::system::sethostname;
@@ -17,11 +20,21 @@ pub(crate) fn set_up(hostname: Option<&str>, writable: bool) -> Result<()> {
         sethostname(name.as_bytes()).during(Step::Network, "cannot set the host name")?;
     }
     raise_loopback().during(Step::Network, "cannot bring up loopback")?;
-    // A convenience: an image may have made `/etc` something odd.
-    if writable && fs::metadata("/etc/hosts").map_or(true, |hosts| hosts.len() == 0) {
-        let _ = fs::write("/etc/hosts", hosts(hostname));
+    if writable {
+        // A convenience: an image may have made `/etc` something odd.
+        let _ = write_hosts("/etc/hosts", &hosts(hostname));
     }
     Ok(())
+}
+
+/// Writes a file that is missing or empty. A link is followed, but nothing other than a file is written to: a fifo
+/// would hang us, a device would get what is not for it.
+fn write_hosts(path: impl AsRef<Path>, text: &str) -> io::Result<()> {
+    // Opening a fifo that nobody reads fails so, instead of waiting.
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::open(path.as_ref(), flags, Mode::from_raw_mode(0o644))?);
+    let meta = file.metadata()?;
+    if meta.is_file() && meta.len() == 0 { file.write_all(text.as_bytes()) } else { Ok(()) }
 }
 
 fn hosts(hostname: Option<&str>) -> String {
@@ -110,5 +123,24 @@ mod tests {
     #[test]
     fn hosts_name_localhost_and_the_guest() {
         assert_eq!(hosts(Some("web-1")), "127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\tweb-1\n");
+    }
+
+    #[test]
+    fn hosts_are_written_where_there_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hosts");
+        write_hosts(&path, "ours").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"ours");
+        write_hosts(&path, "others").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"ours");
+    }
+
+    #[test]
+    fn a_fifo_for_hosts_hangs_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hosts");
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert!(write_hosts(&path, "ours").is_err());
     }
 }

@@ -154,6 +154,7 @@ impl Image {
             let to = format!("{}{from}", self.at);
             // An image that can be written may lack them; whether one that cannot has them, the move will tell.
             let _ = make_directory(&to);
+            is_no_link(&to).map_err(|failure| failure.hint(LINKED))?;
             mount_move(from, to.as_str()).map_err(during(format!("cannot move {from} into the image")))?;
         }
         chdir(self.at).map_err(during(format!("cannot enter {}", self.at)))?;
@@ -163,6 +164,20 @@ impl Image {
         chdir("/").map_err(during("cannot enter the image".into()))?;
         emptied.during(Step::SwitchRoot, "cannot empty the initramfs")?;
         Ok(Root { writes: self.writes })
+    }
+}
+
+const LINKED: &str = "build the image with plain directories /proc, /sys and /dev, or without them";
+
+/// A link would lead what is mounted on it out of the image, where its process never sees it.
+fn is_no_link(path: &str) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_symlink() => {
+            let inside = path.trim_start_matches(NEW).trim_start_matches(IMAGE);
+            Err(Failure::new(Step::SwitchRoot, format!("{inside} of the image is a link, and no directory")))
+        }
+        // What else may be wrong with it, the move will tell.
+        _ => Ok(()),
     }
 }
 
@@ -207,4 +222,20 @@ impl Root {
 
 fn read_only(path: &str) -> rustix::io::Result<()> {
     rustix::mount::mount_remount(path, MountFlags::RDONLY, c"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_mounted_on_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("proc").display().to_string();
+        assert_eq!(is_no_link(&path), Ok(()), "a missing one is the move's to tell");
+        std::os::unix::fs::symlink("/nowhere", &path).unwrap();
+        assert!(
+            is_no_link(&path).unwrap_err().what.ends_with("proc of the image is a link, and no directory")
+        );
+    }
 }

@@ -3,7 +3,7 @@
 //! A [`Request`] names a thing and the places that have it. Each place is asked in turn; what may pass by itself (a lost
 //! connection, a busy server) is tried again with growing pauses, what will not (404, a bad certificate) is not. Received
 //! bytes are hashed as they come and kept in a file with a lasting name, so that the next place, the next try and the next
-//! process go on where this one ended: see [`Partial`]. Nothing leaves this module as complete that does not have the promised
+//! process go on where this one ended: see `partial`. Nothing leaves this module as complete that does not have the promised
 //! digest and size.
 //!
 //! There is no limit on the whole time, only on silence ([`Options::stall`]): a slow link is not a broken one. There always is
@@ -11,8 +11,6 @@
 //!
 //! Proxies come from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`. Trusted are the system's CA certificates, or
 //! those in `SSL_CERT_FILE` and `SSL_CERT_DIR` where these are set, and [`Options::extra_ca`] besides.
-//!
-//! [`Partial`]: partial::Partial
 
 mod answer;
 mod attempt;

@@ -68,7 +68,10 @@ fn what_cannot_be_is_refused() {
     assert_eq!(error("a=\"b c"), BootPlanError::OpenQuote("a=\"b c".into()));
     assert_eq!(error("smartvm.argv=x"), BootPlanError::Reserved("smartvm.argv=x".into()));
     assert_eq!(error("\"smartvm.argv=x\""), BootPlanError::Reserved("\"smartvm.argv=x\"".into()));
-    assert!(plan(&Boot { extra: "-- smartvm.x", ..BOOT }).is_ok(), "init's own business");
+    assert!(plan(&Boot { extra: "-- smartvm.x", ..BOOT }).is_ok(), "another init's own business");
+    let orders = orders("hello");
+    let forged = plan(&Boot { extra: "-- smartvm.argv=x", orders: Some(&orders), ..BOOT });
+    assert_eq!(forged, Err(BootPlanError::Reserved("smartvm.argv=x".into())), "guest init would obey it");
 }
 
 #[test]
