@@ -10,7 +10,7 @@
 //! directory ────────────────────────────────┘
 //! ```
 //!
-//! [`blank`] makes an empty one, for what a machine writes.
+//! [`blank`] makes an empty one, for what a machine writes. [`export_now`] makes a tar archive of one.
 //!
 //! What is kept: modes, owners (32 bits), times to the nanosecond (1901 to 2446; others are moved there), hardlinks,
 //! symlinks, device nodes, fifos, sockets, holes, access control lists, file capabilities and other extended
@@ -25,8 +25,10 @@
 mod blank;
 mod directory;
 mod error;
+mod export;
 mod merge;
 mod pax;
+mod reader;
 mod sink;
 mod size;
 mod source;
@@ -45,6 +47,7 @@ use std::fs::File;
 pub use blank::blank;
 pub use directory::Directory;
 pub use error::RootfsError;
+pub use export::{Exported, Meaning, export_now};
 pub use source::Layer;
 pub(crate) use unpacked::MemberKind;
 

@@ -17,7 +17,9 @@ use std::process::Command;
 
 use smartvm_images::Progress;
 use smartvm_images::blocking::Abandoned;
-use smartvm_images::rootfs::{Built, Contents, Directory, Layer, Options, blank, build_now};
+use smartvm_images::rootfs::{
+    Built, Contents, Directory, Exported, Layer, Meaning, Options, blank, build_now, export_now,
+};
 use tempfile::TempDir;
 
 fn build(contents: &Contents, image: &Path) -> Built {
@@ -74,6 +76,72 @@ fn an_archive_with_every_kind_of_file_is_mounted_as_it_was() {
     build(&Contents::Archive(Layer::open(&archive).unwrap()), &image);
     oracle::fsck(&image);
     oracle::same(&tree, &image, oracle::Sockets::LostWithAttributesAndNanoseconds);
+}
+
+/// The image as an archive.
+fn exported(image: &Path, archive: &Path) -> Exported {
+    let out = std::io::BufWriter::new(File::create(archive).unwrap());
+    let image = File::open(image).unwrap();
+    export_now(&image, out, Meaning::Layer, &Progress::none(), &Abandoned::never()).unwrap()
+}
+
+#[test]
+fn an_exported_image_is_unpacked_and_imported_as_it_was() {
+    let scratch = TempDir::new().unwrap();
+    let [tree, image, archive, other, back] =
+        ["tree", "image", "a.tar", "b.tar", "back"].map(|name| scratch.path().join(name));
+    trees::every_kind(&tree, 300);
+    build(&Contents::Directory(Directory::new(&tree)), &image);
+    let said = exported(&image, &archive);
+    assert_eq!((said.sockets, said.bytes), (1, fs::metadata(&archive).unwrap().len()));
+    assert!(said.bytes < 64 << 20, "a file of 5 GiB with holes is written out: {said:?}");
+    exported(&image, &other);
+    assert!(fs::read(&archive).unwrap() == fs::read(&other).unwrap(), "equal images, equal archives");
+
+    // As GNU tar understands it.
+    fs::create_dir(&back).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["--xattrs", "--xattrs-include=*", "--numeric-owner", "-p", "-S"]);
+    let output = tar.arg("-C").arg(&back).arg("-xf").arg(&archive).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    oracle::same_directories(&tree, &back);
+
+    // And as we do.
+    build(&Contents::Archive(Layer::open(&archive).unwrap()), &image);
+    oracle::fsck(&image);
+    oracle::same(&tree, &image, oracle::Sockets::LeftOut);
+    exported(&image, &other);
+    assert!(fs::read(&archive).unwrap() == fs::read(&other).unwrap(), "there and back is the same again");
+}
+
+#[test]
+fn an_image_of_mke2fs_is_exported() {
+    let scratch = TempDir::new().unwrap();
+    let [tree, image, archive, back] =
+        ["tree", "image", "a.tar", "back"].map(|name| scratch.path().join(name));
+    trees::every_kind(&tree, 3000);
+    let run = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-b", "4096", "-d"])
+        .arg(&tree)
+        .arg(&image)
+        .arg("256M"));
+    exported(&image, &archive);
+    fs::create_dir(&back).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["--xattrs", "--xattrs-include=*", "--numeric-owner", "-p", "-S"]);
+    run(tar.arg("-C").arg(&back).arg("-xf").arg(&archive));
+    // Older ones do not take nanoseconds along, nor what they do not know of a root.
+    oracle::same_names_and_contents(&tree, &back);
+
+    let small = scratch.path().join("small");
+    run(Command::new("mke2fs").args(["-q", "-t", "ext4", "-b", "1024"]).arg(&small).arg("8M"));
+    let file = File::open(&small).unwrap();
+    let error = export_now(&file, Vec::new(), Meaning::Root, &Progress::none(), &Abandoned::never());
+    assert!(error.unwrap_err().to_string().contains("1024 bytes"));
 }
 
 #[test]

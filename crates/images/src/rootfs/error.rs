@@ -70,6 +70,9 @@ pub enum RootfsError {
     /// The image could not be written.
     #[error("cannot write the image")]
     Write(#[source] io::Error),
+    /// The archive that an image is exported to could not be written.
+    #[error("cannot write the archive")]
+    Export(#[source] io::Error),
     /// A file system of this size or shape cannot be made.
     #[error("cannot lay out the file system: {0}")]
     Layout(String),
@@ -110,7 +113,7 @@ impl Explain for RootfsError {
             | Self::Changed { .. }
             | Self::Layout(_)
             | Self::Image(_) => Code::InvalidImage,
-            Self::Read { .. } | Self::Write(_) | Self::Stopped => Code::Host,
+            Self::Read { .. } | Self::Write(_) | Self::Export(_) | Self::Stopped => Code::Host,
         }
     }
 
@@ -123,6 +126,9 @@ impl Explain for RootfsError {
             Self::Changed { .. } => "Import a copy, or stop what writes there, and try again.",
             Self::Read { .. } => "Check that it exists and may be read by this user.",
             Self::Write(_) => "Check the free space and the permissions of the data directory.",
+            Self::Export(_) => {
+                "Check the free space and the permissions where it goes, or what reads it from the pipe."
+            }
             Self::Layout(_) => "Make the image smaller, or ask for another size.",
             Self::Image(_) => "Fetch or build the image again.",
             Self::Stopped => return None,
