@@ -52,6 +52,10 @@ const MAX_FILE: u64 = 512 << 20;
 /// The name of the record that says which kernel is the default.
 const DEFAULT: &str = "kernel";
 
+/// Said of a kernel that came alone.
+const NOTHING_KNOWN: &str = "Whether it boots an image is unknown: neither its modules nor its build configuration were \
+                             given. If its drivers are modules, it finds no disk.";
+
 /// A kernel bundle, as its record in the store has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
@@ -84,7 +88,17 @@ pub struct Kernel {
 impl Kernel {
     /// What does not work with this kernel, one sentence each.
     pub fn consequences(&self) -> Vec<&'static str> {
-        consequences(&self.facts)
+        let mut said = consequences(&self.facts);
+        let is_unknown = |name: &str| self.facts.get(name).is_none_or(|found| *found == Presence::Unknown);
+        if ["virtio-blk", "ext4", "overlayfs"].into_iter().any(is_unknown) && self.modules.is_empty() {
+            said.push(NOTHING_KNOWN);
+        }
+        said
+    }
+
+    /// Whether both are one kernel with one set of modules, whatever their first processes are.
+    fn is_but_for_init(&self, other: &Self) -> bool {
+        self.vmlinux == other.vmlinux && self.modules == other.modules
     }
 
     fn blobs(&self) -> [Digest; 2] {
@@ -178,11 +192,22 @@ pub async fn current(store: &Store, kernel: Kernel) -> Result<Kernel, KernelErro
 }
 
 async fn with_guest(store: &Store, kernel: Kernel, guest: &'static [u8]) -> Result<Kernel, KernelError> {
-    let store = store.clone();
+    // Two machines that boot it at once do the work once.
+    let _lock = store.lock("give guest init to kernel", &kernel.name, &Progress::none()).await?;
+    let (store, wanted) = (store.clone(), Digest::of(guest));
     blocking(move |stop| {
-        let kernel = refresh::with_guest(&store, &kernel, guest, stop)?;
-        store.put(Kind::Kernel, &kernel.name, &kernel, &kernel.blobs())?;
-        Ok(kernel)
+        let in_store = |name: &str| store.get::<Kernel>(Kind::Kernel, name);
+        if let Some(done) = in_store(&kernel.name)?.filter(|found| found.is_but_for_init(&kernel))
+            && done.guest == wanted
+        {
+            return Ok(done);
+        }
+        let renewed = refresh::with_guest(&store, &kernel, guest, stop)?;
+        // Meanwhile it may have been removed, or another may have been imported under its name: that stays so.
+        if in_store(&kernel.name)?.as_ref() == Some(&kernel) {
+            store.put(Kind::Kernel, &renewed.name, &renewed, &renewed.blobs())?;
+        }
+        Ok(renewed)
     })
     .await
 }

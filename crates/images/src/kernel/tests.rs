@@ -196,7 +196,7 @@ fn a_kernel_without_modules_needs_none() {
     let vmlinux = place.write("vmlinux", &plain);
     let kernel = place.paths([&vmlinux]).unwrap();
     assert_eq!((kernel.modules.len(), kernel.config_known), (0, false));
-    assert!(kernel.consequences().is_empty(), "nothing is known");
+    assert_eq!(kernel.consequences(), [NOTHING_KNOWN]);
     for compression in [Compression::Xz, Compression::Zstd] {
         let packed = place.write("packed", &compress(compression, &plain));
         assert_eq!(place.paths([&packed]).unwrap().vmlinux, kernel.vmlinux);
@@ -313,4 +313,25 @@ fn a_kernel_of_another_smartvm_gets_our_guest_init() {
     fs::write(&path, &NEW[..20]).unwrap();
     let error = runtime.block_on(with_guest(&place.store, ours, NEW)).unwrap_err();
     assert_eq!(error.code(), Code::InvalidKernel);
+}
+
+/// Who asked with what it had read before must not bring back what was removed or replaced meanwhile.
+#[test]
+fn a_new_guest_init_undoes_no_import_and_no_removal() {
+    const NEW: &[u8] = b"the guest init of a newer smartvm";
+    let place = Place::new();
+    let package = place.write("linux.deb", &package("data.tar", None, &files()));
+    let old = place.paths([&package]).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let renew = |kernel: &Kernel| runtime.block_on(with_guest(&place.store, kernel.clone(), NEW)).unwrap();
+
+    let first = renew(&old);
+    assert_eq!(renew(&old), first, "done already");
+    let other = Kernel { version: "another".into(), modules: Vec::new(), ..old.clone() };
+    place.store.put(Kind::Kernel, &other.name, &other, &other.blobs()).unwrap();
+    assert_eq!(renew(&old), first);
+    assert_eq!(inspect(&place.store, &old.name).unwrap(), other);
+    remove(&place.store, &old.name).unwrap();
+    assert_eq!(renew(&old), first);
+    assert!(list(&place.store).unwrap().is_empty());
 }
