@@ -124,7 +124,6 @@ pub async fn import(
         blocking(move |abandoned| read(&store, source, &options, &progress, abandoned)).await?
     };
     let Found { what, names, made, _spooled } = read;
-    let names: Vec<Reference> = options.name.clone().map_or(names, |name| vec![name]);
     let (image, was_here) = match made {
         Made::Image(ingredients) => {
             let id = ingredients.id;
@@ -142,6 +141,14 @@ pub async fn import(
                 record::adopt(store, root, options.platform.clone(), options.config.clone(), &what, None)?;
             (image, was_here)
         }
+    };
+    let names = match &options.name {
+        Some(name) => {
+            record::check_pin(name, image.id)?;
+            vec![name.clone()]
+        }
+        // An archive may call itself what it likes, but not by the digest of another image.
+        None => names.into_iter().filter(|name| record::check_pin(name, image.id).is_ok()).collect(),
     };
     for name in &names {
         record::put_tag(store, name, image.id)?;

@@ -105,6 +105,12 @@ pub async fn pull(
         let available = vec![document.platform];
         return Err(ImageError::NoPlatform { what, wanted: options.platform.clone(), available });
     }
+    // A registry may promise any size, and then send so much.
+    let size = manifest.layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
+    let limit = options.limits.unpacked_bytes;
+    if size > limit {
+        return Err(rootfs::RootfsError::Limit { layer: what, what: "bytes", limit }.into());
+    }
     // A handle of its own, so that the layers are held no longer than they are needed.
     let layers_here = store.anew();
     let layers = fetch(&registry, &layers_here, &manifest, &document, options).await?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{History, ImageConfig};
 use super::error::ImageError;
 use super::platform::Platform;
-use super::reference::Reference;
+use super::reference::{BadReference, Reference};
 use crate::digest::Digest;
 use crate::progress::Progress;
 use crate::store::{Kind, RecordId, Store};
@@ -166,9 +166,10 @@ pub fn resolve(store: &Store, text: &str) -> Result<Named, ImageError> {
 /// Gives an image one more name. A name that another image had is taken from it.
 ///
 /// # Errors
-/// The image cannot be found, the store cannot be written.
+/// The image cannot be found, the name has the digest of another image, the store cannot be written.
 pub fn tag(store: &Store, image: &str, name: &Reference) -> Result<Named, ImageError> {
     let image = resolve(store, image)?.image;
+    check_pin(name, image.id)?;
     put_tag(store, name, image.id)?;
     named(store, image)
 }
@@ -297,6 +298,16 @@ pub(super) fn put(store: &Store, image: &Image) -> Result<(), ImageError> {
     Ok(store.put(Kind::Image, &image.id.to_string(), image, &[image.root.digest])?)
 }
 
+/// Only who fetched an image by its digest knows that it has it.
+pub(super) fn check_pin(name: &Reference, image: Digest) -> Result<(), ImageError> {
+    match name.digest() {
+        Some(digest) if digest != image => {
+            Err(ImageError::Reference { text: name.familiar(), source: BadReference::Pinned })
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn put_tag(store: &Store, name: &Reference, image: Digest) -> Result<(), ImageError> {
     let text = name.to_string();
     if store.get::<Tag>(Kind::Tag, &text)?.is_some_and(|tag| tag.image == image) {
@@ -392,6 +403,20 @@ mod tests {
         let error = resolve(&store, "abab").unwrap_err();
         assert!(matches!(&error, ImageError::Ambiguous { ids, .. } if ids.len() == 2), "{error}");
         assert_eq!(resolve(&store, &same(2).hex()).unwrap().image.id, same(2));
+    }
+
+    #[test]
+    fn no_name_passes_an_image_off_as_another() {
+        let (_dir, store) = store();
+        let one = image(&store, "one", Some("a:1"));
+        let two = image(&store, "two", None);
+        let id = two.id.to_string();
+        assert_eq!(id.parse::<Reference>(), Err(BadReference::Identifier));
+        assert_eq!(id[..20].parse::<Reference>(), Err(BadReference::Identifier));
+        assert_eq!(resolve(&store, &id[..20]).unwrap().image.id, two.id);
+        let error = tag(&store, "a:1", &reference(&format!("b@{id}"))).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidId);
+        tag(&store, "a:1", &reference(&format!("b@{}", one.id))).unwrap();
     }
 
     #[test]

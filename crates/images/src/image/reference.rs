@@ -145,9 +145,12 @@ pub enum BadReference {
     /// The digest is not a SHA-256 digest.
     #[error("the digest must be `sha256:` and 64 hexadecimal digits in lower case")]
     Digest,
-    /// 64 hexadecimal digits, which Docker keeps for ids.
-    #[error("64 hexadecimal digits are an image's id, not a name")]
+    /// 64 hexadecimal digits, which Docker keeps for ids, or `sha256:` and something, which would look like one.
+    #[error("64 hexadecimal digits or `sha256:` are an image's id, not a name")]
     Identifier,
+    /// A name with a digest for an image that has another.
+    #[error("a name with a digest is that of one image alone, which is another one")]
+    Pinned,
 }
 
 impl FromStr for Reference {
@@ -160,7 +163,12 @@ impl FromStr for Reference {
         if text.contains("://") {
             return Err(BadReference::Url);
         }
-        if is_identifier(text) {
+        // A stranger's archive would otherwise give its image the id of another.
+        if is_identifier(text)
+            || text == "sha256"
+            || text.starts_with("sha256:")
+            || text.starts_with("sha256@")
+        {
             return Err(BadReference::Identifier);
         }
         let (rest, digest) = match text.split_once('@') {
@@ -329,6 +337,9 @@ mod tests {
         use BadReference::*;
         for (text, expected) in [
             ("", Empty),
+            ("sha256", Identifier),
+            ("sha256:0123abcd", Identifier),
+            ("sha256:latest", Identifier),
             ("https://quay.io/x", Url),
             ("Alpine", UpperCase),
             ("quay.io/Org/tool", UpperCase),

@@ -13,7 +13,7 @@ use base64::Engine as _;
 use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use serde::Deserialize;
-use url::Url;
+use url::{Host, Url};
 
 use super::challenge::Challenge;
 use super::credentials::Login;
@@ -21,7 +21,7 @@ use super::error::ImageError;
 use super::manifest::{ACCEPT as MANIFESTS, Descriptor, MAX_CONFIG, MAX_MANIFEST};
 use super::reference::{DEFAULT_REGISTRY, Reference};
 use crate::digest::Digest;
-use crate::download::{Answer, DownloadError, Downloader, Options, Request};
+use crate::download::{Answer, DownloadError, Downloader, Options, Proxy, Request};
 use crate::store::{BlobMode, Store};
 
 /// The largest answer of a token server or of `/v2/`, in bytes.
@@ -43,6 +43,9 @@ pub enum Insecure {
 #[derive(Debug)]
 pub(super) struct Registry {
     downloader: Downloader,
+    /// For the token server, which may be another host: without what is allowed to the registry alone.
+    strict: Downloader,
+    insecure: Insecure,
     base: Url,
     reference: Reference,
     login: Login,
@@ -70,8 +73,13 @@ impl Registry {
             Insecure::Never => false,
         };
         let secure = url(&format!("https://{host}/v2/"), reference)?;
+        let strict = downloader.clone();
         let (downloader, base, answer) = if lax {
-            let options = Options { accept_invalid_certs: true, ..downloader.options().clone() };
+            let mut options = Options { accept_invalid_certs: true, ..downloader.options().clone() };
+            if reference.is_loopback() {
+                // A proxy has another loopback, and is not to read what stays on this host.
+                options.proxy = Proxy::None;
+            }
             let downloader = Downloader::new(options, downloader.progress().clone());
             match probe(&downloader, &secure).await {
                 Ok(answer) => (downloader, secure, answer),
@@ -96,8 +104,8 @@ impl Registry {
             }
             _ => None,
         };
-        let registry =
-            Self { downloader, base, reference: reference.clone(), login, challenge, pass: Mutex::new(None) };
+        let (reference, pass) = (reference.clone(), Mutex::new(None));
+        let registry = Self { downloader, strict, insecure, base, reference, login, challenge, pass };
         registry.get_let_in().await?;
         Ok(registry)
     }
@@ -227,9 +235,15 @@ impl Registry {
             why: why.to_owned(),
         };
         let mut url = Url::parse(realm).map_err(|_| protocol("it names no valid token server"))?;
-        let same_secrecy =
-            url.scheme() == "https" || (url.scheme() == "http" && self.base.scheme() == "http");
-        if !same_secrecy || !url.has_host() {
+        // What is allowed of a registry on this host is not allowed of the host that it sends our password to.
+        let lax = match self.insecure {
+            Insecure::Always => true,
+            Insecure::Loopback => is_loopback(&url),
+            Insecure::Never => false,
+        };
+        let downloader = if lax { &self.downloader } else { &self.strict };
+        let plain = lax && url.scheme() == "http" && self.base.scheme() == "http";
+        if (url.scheme() != "https" && !plain) || !url.has_host() {
             return Err(protocol("its token server cannot be asked over an encrypted connection"));
         }
         let scope = format!("repository:{}:pull", self.reference.repository());
@@ -244,7 +258,7 @@ impl Registry {
                     ("scope", &scope),
                     ("refresh_token", token.expose()),
                 ];
-                self.downloader.answer(&request, Some(&form)).await?
+                downloader.answer(&request, Some(&form)).await?
             }
             login => {
                 if let Some(service) = service {
@@ -255,7 +269,7 @@ impl Registry {
                 if let Login::Password { username, password } = login {
                     request.headers.insert(AUTHORIZATION, basic(username, password.expose()));
                 }
-                self.downloader.answer(&request, None).await?
+                downloader.answer(&request, None).await?
             }
         };
         if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST)
@@ -291,6 +305,15 @@ fn url(text: &str, reference: &Reference) -> Result<Url, ImageError> {
     })
 }
 
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
 fn headers(pass: Option<&HeaderValue>) -> HeaderMap {
     pass.map(|pass| (AUTHORIZATION, pass.clone())).into_iter().collect()
 }
@@ -308,3 +331,6 @@ fn said(answer: &Answer) -> String {
     let words = value["errors"][0]["message"].as_str().or(value["details"].as_str());
     words.unwrap_or_default().chars().filter(|c| !c.is_control()).take(300).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -347,6 +347,19 @@ async fn what_docker_saved_keeps_its_names() {
 }
 
 #[tokio::test]
+async fn an_archive_does_not_take_the_name_of_a_digest() {
+    let bench = Bench::new();
+    let trusted = Digest::of(b"trusted");
+    let names = [format!("debian@{trusted}"), trusted.to_string(), "honest:1".to_owned()];
+    let path = bench.write("saved.tar", &tar_of(&saved(&names.each_ref().map(String::as_str))));
+    let imported = bench.import(&path, &ImportOptions::default()).await.unwrap();
+    assert_eq!(imported.names, ["honest:1".parse().unwrap()]);
+    for name in &names[..2] {
+        assert_eq!(resolve(&bench.store, name).unwrap_err().code(), Code::NotFound, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn what_docker_saved_may_link_within_itself_only() {
     for (target, fine) in
         [("../{a}/layer.tar", true), ("../../../etc/hostname", false), ("{b}/layer.tar", false)]
