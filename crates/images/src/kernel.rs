@@ -45,7 +45,7 @@ pub use facts::{Facts, Presence, consequences, names as fact_names};
 use crate::Digest;
 use crate::blocking::blocking;
 use crate::progress::Progress;
-use crate::store::{Kind, Record, Store, StoreError};
+use crate::store::{Kind, Record, RecordId, Store, StoreError};
 
 /// Largest kernel file that is read, compressed or not, in bytes.
 const MAX_FILE: u64 = 512 << 20;
@@ -243,7 +243,9 @@ pub fn default(store: &Store) -> Result<Kernel, KernelError> {
 /// [`KernelError::NotFound`], and when the store cannot be written.
 pub fn set_default(store: &Store, name: &str) -> Result<(), KernelError> {
     inspect(store, name)?;
-    Ok(store.put(Kind::Choice, DEFAULT, &name, &[])?)
+    // Kept, so that it does not go with a base-image bundle that it came in.
+    let kept = [RecordId::new(Kind::Kernel, name)];
+    Ok(store.put_keeping(Kind::Choice, DEFAULT, &name, &[], &kept)?)
 }
 
 /// Removes a kernel; its blobs go with the next gc. If it was the default, the most recently used of the others is it

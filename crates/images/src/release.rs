@@ -19,9 +19,6 @@ pub(crate) mod tests;
 
 use std::cmp::Reverse;
 use std::fmt;
-use std::fs;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -32,7 +29,7 @@ use url::Url;
 use crate::blocking::blocking;
 use crate::digest::Digest;
 use crate::download::{self, DownloadError, Downloader, Request};
-use crate::store::{Kind, Store, StoreError};
+use crate::store::{Kind, Store};
 pub use error::ReleaseError;
 pub use find::{Found, FoundBy, find};
 
@@ -323,8 +320,7 @@ impl Releases {
             self.store.remove(Kind::Choice, CHOICE)?;
         }
         self.store.remove(Kind::Firecracker, &version.to_string())?;
-        // The other names of the blobs; what cannot be removed is overwritten when the version comes back.
-        let _ = fs::remove_dir_all(bin(&self.store, version));
+        self.store.unname_blobs(&version.to_string());
         Ok(())
     }
 
@@ -414,45 +410,13 @@ fn list(store: &Store) -> Result<Vec<Listed>, ReleaseError> {
     Ok(all)
 }
 
-fn bin(store: &Store, version: Version) -> PathBuf {
-    store.dir().join("bin").join(version.to_string())
-}
-
 /// The programs under names of their own.
 fn programs(store: &Store, installed: &Installed) -> Result<Programs, ReleaseError> {
-    let wanted_by = format!("Firecracker {}", installed.version);
-    let (firecracker, jailer) =
-        (store.require(&installed.firecracker, &wanted_by)?, store.require(&installed.jailer, &wanted_by)?);
-    let dir = bin(store, installed.version);
-    let failed = |source| StoreError::io("make a name in", &dir, source);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
-    let name = |blob: PathBuf, name: &str| match link(&blob, &dir.join(name)) {
-        Ok(path) => Ok(path),
-        // A file system without hard links, or a read-only one: the blob itself runs as well.
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::ReadOnlyFilesystem) =>
-        {
-            Ok(blob)
-        }
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) => Ok(blob),
-        Err(error) => Err(failed(error)),
-    };
-    Ok(Programs { firecracker: name(firecracker, "firecracker")?, jailer: name(jailer, "jailer")? })
-}
-
-/// Makes `to` another name of `blob`, in one step for whoever looks.
-fn link(blob: &Path, to: &Path) -> io::Result<PathBuf> {
-    let wanted = fs::metadata(blob)?;
-    if let Ok(there) = fs::symlink_metadata(to)
-        && (there.dev(), there.ino()) == (wanted.dev(), wanted.ino())
-    {
-        return Ok(to.to_owned());
-    }
-    let next = to.with_extension(format!("{}~", std::process::id()));
-    let _ = fs::remove_file(&next);
-    fs::hard_link(blob, &next)?;
-    fs::rename(&next, to)?;
-    Ok(to.to_owned())
+    let of = installed.version.to_string();
+    Ok(Programs {
+        firecracker: store.name_blob(&installed.firecracker, &of, "firecracker")?,
+        jailer: store.name_blob(&installed.jailer, &of, "jailer")?,
+    })
 }
 
 /// The version in the name of an archive for `arch`.

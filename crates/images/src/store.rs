@@ -4,6 +4,7 @@
 //! <store>/version                   the format's number
 //!         blobs/<64 digits>         contents, read-only; complete from the moment they are there
 //!         records/<kind>/<name>     what there is, and which blobs it keeps
+//!         bin/<version>/<name>      further names of programs among the blobs, see `links`
 //!         uses/<id>.json            blobs that a machine uses, locked while it does
 //!         holds/*                   blobs that a process has just written or found, locked while it works
 //!         locks/*                   one piece of work, one process
@@ -23,7 +24,7 @@
 //! that it committed or found by [`Store::blob`], until its last clone is dropped: so nothing vanishes between the
 //! first blob of a pull and its record. Programs that live long open a handle per piece of work ([`Store::anew`]).
 //!
-//! Order of the rest: [`Kind`] and records, `staged` (writing a blob), `hold`, [`StoreLock`], [`UseGuard`], and what
+//! Order of the rest: [`Kind`] and records, `staged` (writing a blob), `hold`, `links`, [`StoreLock`], [`UseGuard`], and what
 //! looks at the whole: `gc`, `verify`, `df`.
 
 mod contents;
@@ -33,6 +34,7 @@ mod flock;
 mod folder;
 mod gc;
 mod hold;
+mod links;
 mod name;
 mod record;
 mod staged;

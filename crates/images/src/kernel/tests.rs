@@ -335,3 +335,26 @@ fn a_new_guest_init_undoes_no_import_and_no_removal() {
     assert_eq!(renew(&old), first);
     assert!(list(&place.store).unwrap().is_empty());
 }
+
+#[test]
+fn the_default_stays_when_the_base_that_it_came_in_is_evicted() {
+    let place = Place::new();
+    let import = |name: &str| {
+        let vmlinux = place.write("vmlinux", &smartvm_core::bare_metal::Guest::ByteThenReset.elf());
+        place.import(Import { name: Some(name.into()), ..Import::paths([vmlinux]) }).unwrap();
+        let keeps = [RecordId::new(Kind::Kernel, name)];
+        place.store.put_keeping(Kind::Base, name, &0, &[], &keeps).unwrap();
+    };
+    import("first");
+    import("second");
+    let options = crate::store::GcOptions { keep_bases: 0, ..Default::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let report = runtime.block_on(place.store.anew().gc(&options, &Progress::none()));
+    // The handle that imported them holds their blobs.
+    assert_eq!(report.unwrap().evicted, []);
+    let store = place.store.anew();
+    drop(place.store);
+    let report = runtime.block_on(store.gc(&options, &Progress::none())).unwrap();
+    assert_eq!(report.evicted.len(), 3, "{report:?}");
+    assert_eq!(default(&store).unwrap().name, "first");
+}

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use smartvm_core::explain::{Code, Explain, Happened};
 
+use super::flock;
 use super::record::Kind;
 use crate::Digest;
 
@@ -169,8 +170,12 @@ impl Explain for StoreError {
                 "fetch or import it again; `smartvm store verify` shows all that is missing".to_owned()
             }
             Self::NoRecord { .. } => "the `ls` command of its kind shows what there is".to_owned(),
+            // Stopped by a signal, it holds the lock for ever.
+            Self::Busy { pid: Some(pid), .. } if flock::is_stopped(*pid) => {
+                format!("process {pid} is stopped: let it go on (`kill -CONT {pid}`), or end it (`kill -KILL {pid}`)")
+            }
             Self::Busy { pid: Some(pid), .. } => {
-                format!("wait for process {pid} to end, or end it")
+                format!("wait for process {pid} to end, or end it (`kill {pid}`)")
             }
             Self::Busy { path, .. } => {
                 format!("wait for it; `fuser {}` shows who it is", path.display())

@@ -204,6 +204,15 @@ fn holder_in(locks: &str, inode: u64) -> Option<u32> {
     })
 }
 
+/// Whether a process was stopped by a signal or a debugger. No when nobody tells.
+///
+/// Source: proc_pid_stat(5): the state follows the name, which is in parentheses and may hold any.
+pub(super) fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(|byte| *byte == b')').next().and_then(|rest| rest.get(1));
+    matches!(state, Some(b'T' | b't'))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};

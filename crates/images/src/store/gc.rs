@@ -15,7 +15,7 @@ use super::contents::{Busy, Locked, Records, Usage};
 use super::error::StoreError;
 use super::flock::{Flock, Share};
 use super::record::{Kind, RecordId};
-use super::{Store, folder};
+use super::{Store, folder, links};
 use crate::Digest;
 use crate::blocking::{Abandoned, blocking};
 use crate::progress::Progress;
@@ -77,6 +77,8 @@ struct Plan {
     /// Records and dead uses and holds, in the order in which they go.
     records: Vec<PathBuf>,
     blobs: Vec<PathBuf>,
+    /// Further names of blobs, each folder behind what is in it.
+    links: Vec<PathBuf>,
     dead: Locked,
 }
 
@@ -157,7 +159,13 @@ impl Store {
         let mut report = GcReport { dry_run: options.dry_run, ..GcReport::default() };
         let reasons = records.damaged.iter().map(|(_, error)| error).chain(&busy.damaged);
         report.refused = reasons.map(ToString::to_string).collect();
-        let mut plan = Plan { report, records: Vec::new(), blobs: Vec::new(), dead: self.dead_files()? };
+        let mut plan = Plan {
+            report,
+            records: Vec::new(),
+            blobs: Vec::new(),
+            links: Vec::new(),
+            dead: self.dead_files()?,
+        };
         let (downloads, mut beside) = self.old_downloads(options.keep_downloads)?;
         plan.dead.extend(downloads);
         busy.dead.append(&mut beside);
@@ -166,6 +174,11 @@ impl Store {
                 plan.report.leftovers.add(&metadata);
             }
         }
+        let (links, usage) = self.dead_links()?;
+        plan.links = links;
+        plan.report.leftovers.count += usage.count;
+        plan.report.leftovers.bytes += usage.bytes;
+        plan.report.leftovers.disk_bytes += usage.disk_bytes;
         plan.report.disk_bytes = plan.report.leftovers.disk_bytes;
         plan.records.append(&mut busy.dead);
         if !plan.report.refused.is_empty() {
@@ -199,6 +212,9 @@ impl Store {
             plan.report.evicted.iter().map(|id| id.kind.folder().as_ref()).collect();
         for dir in folders {
             folder::sync(&self.dir().join("records").join(dir))?;
+        }
+        for path in &plan.links {
+            links::remove(path)?;
         }
         let mut trash = Vec::with_capacity(plan.blobs.len());
         for path in &plan.blobs {

@@ -46,7 +46,8 @@ impl Holds {
             Some(file) => file,
             None => new(dir)?,
         };
-        let written = file.write_all(format!("{}\n", digest.hex()).as_bytes());
+        // A line of its own, also behind one that a full disk cut off.
+        let written = file.write_all(format!("\n{}\n", digest.hex()).as_bytes());
         let failed = written.err().map(|error| StoreError::io("write", &path, error));
         held.file = Some((path, file));
         match failed {
@@ -75,4 +76,23 @@ fn new(dir: &Path) -> Result<(TempPath, File), StoreError> {
 /// The digests in such a file. A line that a full disk cut off was never relied on.
 pub(super) fn read(text: &str) -> impl Iterator<Item = Digest> {
     text.lines().filter_map(Digest::from_hex)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_after_a_line_that_a_full_disk_cut_off_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let holds = Holds::none();
+        let [before, after] = [b"a", b"b"].map(|bytes| Digest::of(bytes));
+        holds.add(dir.path(), &before).unwrap();
+        let cut = holds.held().file.as_mut().unwrap().1.write_all(&after.hex().as_bytes()[..30]);
+        cut.unwrap();
+        holds.add(dir.path(), &after).unwrap();
+        let path = holds.held().file.as_ref().unwrap().0.to_path_buf();
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(read(&text).collect::<Vec<_>>(), [before, after]);
+    }
 }

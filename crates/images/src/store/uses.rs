@@ -85,11 +85,13 @@ impl Store {
         staged.write_all(&bytes).map_err(|error| StoreError::io("write", &path, error))?;
         // Of two that begin under one name, the later must see the file of the former.
         let _one_at_a_time = Flock::take(&self.dir().join("uses.lock"), Share::Alone, &purpose)?;
+        // Before the look: to a collection, a dead use that we hold for a moment would be a living one that says
+        // nothing, and it would refuse to work.
+        let no_gc = self.no_gc()?;
         if path.exists() {
             // Free when its process is gone. Its file stays for a moment if it is not: no harm.
             drop(Flock::take_soon(&path, Share::Alone, &purpose)?);
         }
-        let no_gc = self.no_gc()?;
         self.all_there(blobs, &format_args!("machine `{id}`"), &no_gc)?;
         let file = staged.rename(&path)?;
         Ok(UseGuard { path, file, blobs: self.dir().join("blobs") })

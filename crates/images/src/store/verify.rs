@@ -189,6 +189,10 @@ impl Store {
             report.findings.push(Finding::BadBlob { digest, reason, moved_to });
         }
         for path in foreign {
+            // Another repair was faster.
+            if fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                continue;
+            }
             let moved_to = self.move_away(options, &path)?;
             report.findings.push(Finding::Foreign { path, moved_to });
         }

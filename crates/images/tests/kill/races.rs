@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use smartvm_core::explain::Explain as _;
 use smartvm_images::progress::Event;
 use smartvm_images::store::{BlobMode, Kind};
 use smartvm_images::{Digest, Progress, Store};
@@ -179,5 +180,25 @@ fn who_waits_for_another_process_says_so_and_goes_on_when_that_is_killed() {
         assert!(holder.kill_after(Duration::ZERO));
         drop(waiting.join().unwrap().unwrap());
     });
+    scene.empty();
+}
+
+#[test]
+fn of_a_process_that_is_stopped_the_hint_says_so() {
+    let scene = Scene::new();
+    let mut holder = Child::start(&scene, "hold a lock");
+    holder.until("<holds>");
+    let pid = rustix::process::Pid::from_raw(holder.id().cast_signed()).unwrap();
+    let hint = || scene.store().try_lock("pull image", "debian:12").unwrap_err().hint().unwrap();
+    assert!(hint().starts_with(&format!("wait for process {} to end", holder.id())), "{}", hint());
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    // Answers once it is stopped, and leaves its end to others.
+    rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::UNTRACED).unwrap();
+    assert!(
+        hint().contains(&format!("is stopped: let it go on (`kill -CONT {}`)", holder.id())),
+        "{}",
+        hint()
+    );
+    assert!(holder.kill_after(Duration::ZERO));
     scene.empty();
 }

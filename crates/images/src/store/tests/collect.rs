@@ -202,3 +202,50 @@ async fn df_counts_shared_blobs_once_and_says_what_gc_would_give() {
     assert_eq!(gc(&store, &GcOptions::default()).disk_bytes, report.reclaimable_bytes);
     assert_eq!(store.df().await.unwrap().reclaimable_bytes, 0);
 }
+
+#[test]
+fn further_names_of_blobs_go_with_the_record_that_they_belong_to() {
+    let (_dir, store) = store();
+    let [kept, gone] = [b"kept", b"gone"].map(|bytes| put(&store, bytes));
+    for (version, blob) in [("v1.2.3", kept), ("v1.2.4", gone)] {
+        store.put(Kind::Firecracker, version, &0, &[blob]).unwrap();
+        let path = store.name_blob(&blob, version, "firecracker").unwrap();
+        assert_eq!(path, store.dir().join("bin").join(version).join("firecracker"));
+        assert_eq!(store.name_blob(&blob, version, "firecracker").unwrap(), path);
+    }
+    let bin = store.dir().join("bin");
+    // Killed between the two steps of making a name, and between those of removing a release.
+    fs::hard_link(store.blob_path(&kept), bin.join("v1.2.3/jailer.4711-0~")).unwrap();
+    store.remove(Kind::Firecracker, "v1.2.4").unwrap();
+    let store = afresh(store);
+    let dry = gc(&store, &GcOptions { dry_run: true, ..GcOptions::default() });
+    assert_eq!((dry.leftovers.count, dry.leftovers.disk_bytes), (2, 0), "their room is the blob's");
+    let report = gc(&store, &GcOptions::default());
+    assert_eq!((report.leftovers.count, super::collect::gone(&report)), (2, vec![gone]));
+    assert_eq!(
+        (names(&bin), names(&bin.join("v1.2.3"))),
+        (vec!["v1.2.3".to_owned()], vec!["firecracker".to_owned()])
+    );
+    assert_eq!(fs::read(bin.join("v1.2.3/firecracker")).unwrap(), b"kept");
+}
+
+#[test]
+fn many_threads_name_a_blob_at_once() {
+    let (_dir, store) = store();
+    let blob = put(&store, b"x");
+    store.put(Kind::Firecracker, "v1.2.3", &0, &[blob]).unwrap();
+    let start = std::sync::Barrier::new(8);
+    for _ in 0..20 {
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    start.wait();
+                    store.name_blob(&blob, "v1.2.3", "firecracker").unwrap();
+                });
+            }
+        });
+        let dir = store.dir().join("bin/v1.2.3");
+        assert_eq!(names(&dir), ["firecracker"]);
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
