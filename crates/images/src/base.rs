@@ -34,7 +34,7 @@ use smartvm_core::target::Arch;
 use url::Url;
 
 use crate::digest::Digest;
-use crate::download::{self, DownloadError, Downloader, Request};
+use crate::download::{self, DownloadError, Downloader, Request, shown};
 use crate::kernel::{self, Kernel};
 use crate::release::{Releases, Version};
 use crate::store::{BASES_KEPT, BlobMode, GcOptions, Kind, Store, StoreError};
@@ -558,7 +558,7 @@ fn request(bundle_id: &str, part: &str, artifact: &Artifact, max_size: u64) -> R
     let urls = match &artifact.place {
         Place::Url(url) => vec![url.clone()],
         Place::Mirrors(urls) => urls.clone(),
-        Place::Path(path) => vec![download::place(&path.to_string_lossy())?],
+        Place::Path(path) => vec![download::place_of(path)?],
     };
     let file = artifact.file_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     Ok(Request {
@@ -585,12 +585,4 @@ pub(crate) fn file_system(file: &mut File) -> io::Result<Option<RootfsType>> {
     } else {
         None
     })
-}
-
-fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    // Refused by URLs without a host, which have no password either.
-    let _ = url.set_password(None);
-    let _ = url.set_username("");
-    url.to_string()
 }

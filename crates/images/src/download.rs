@@ -43,6 +43,7 @@ use crate::store::{BlobMode, Store, StoreLock};
 pub(crate) use answer::Answer;
 pub use error::{DownloadError, WAYS_OUT};
 use http::Http;
+pub(crate) use http::shown;
 use partial::Partial;
 use rounds::Rounds;
 use sink::Sink;
@@ -143,8 +144,7 @@ impl Request {
 /// # Errors
 /// [`DownloadError::BadUrl`].
 pub fn place(text: &str) -> Result<Url, DownloadError> {
-    let bad =
-        |why: &str| DownloadError::BadUrl { text: text.chars().take(300).collect(), why: why.to_owned() };
+    let bad = |why: &str| DownloadError::BadUrl { text: without_user(text), why: why.to_owned() };
     if text.contains("://") {
         let url = Url::parse(text).map_err(|error| bad(&error.to_string()))?;
         return match url.scheme() {
@@ -157,8 +157,31 @@ pub fn place(text: &str) -> Result<Url, DownloadError> {
     if text.is_empty() {
         return Err(bad("it is empty"));
     }
-    let path = std::path::absolute(text).map_err(|error| bad(&error.to_string()))?;
-    Url::from_file_path(&path).map_err(|()| bad("it is no path"))
+    place_of(Path::new(text))
+}
+
+/// A file of this host as a place, whatever bytes its path has.
+///
+/// # Errors
+/// [`DownloadError::BadUrl`].
+pub fn place_of(path: &Path) -> Result<Url, DownloadError> {
+    let bad = |why: String| DownloadError::BadUrl { text: path.display().to_string(), why };
+    let absolute = std::path::absolute(path).map_err(|error| bad(error.to_string()))?;
+    Url::from_file_path(&absolute).map_err(|()| bad("it is no path".into()))
+}
+
+/// What was given, as it may be shown: without a user and a password before the host.
+fn without_user(text: &str) -> String {
+    let shown = match text.split_once("://") {
+        Some((scheme, rest)) => {
+            let host = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+            // A password may hold what should have been escaped.
+            let user = rest[..host].rfind('@').or_else(|| rest.rfind('@')).map_or(0, |at| at + 1);
+            format!("{scheme}://{}", &rest[user..])
+        }
+        None => text.to_owned(),
+    };
+    shown.chars().take(300).collect()
 }
 
 /// Fetches things. Cheap to clone; clones share connections.

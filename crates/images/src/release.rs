@@ -28,7 +28,7 @@ use url::Url;
 
 use crate::blocking::blocking;
 use crate::digest::Digest;
-use crate::download::{self, DownloadError, Downloader, Request};
+use crate::download::{self, DownloadError, Downloader, Request, shown};
 use crate::store::{Kind, Store};
 pub use error::ReleaseError;
 pub use find::{Found, FoundBy, find};
@@ -218,8 +218,9 @@ impl Releases {
             DownloadError::NotFound { .. } => ReleaseError::NoChecksum { version, source: Box::new(source) },
             source => source.into(),
         })?;
-        let digest = read_checksum(&text, &self.archive_name(version))
-            .ok_or_else(|| ReleaseError::BadChecksum { version, url: checksum.urls[0].to_string() })?;
+        let digest = read_checksum(&text, &self.archive_name(version)).ok_or_else(|| {
+            ReleaseError::BadChecksum { version, url: checksum.urls.first().map(shown).unwrap_or_default() }
+        })?;
         let archive = Request { digest: Some(digest), ..self.request(version, "", LARGEST_ARCHIVE) };
         self.unpack(version, &archive).await
     }
@@ -237,7 +238,7 @@ impl Releases {
         if let Some(installed) = self.present(version)?.filter(|installed| installed.archive == published) {
             return Ok(installed);
         }
-        let url = download::place(&archive.to_string_lossy())?;
+        let url = download::place_of(archive)?;
         let request = Request { digest: Some(published), ..Request::new(&*name, url, LARGEST_ARCHIVE) };
         self.unpack(version, &request).await
     }
@@ -275,12 +276,12 @@ impl Releases {
         let text = match text {
             // A page instead of a text.
             Err(DownloadError::TooLarge { .. }) => {
-                return Err(ReleaseError::NoLatest { url: at.to_string() });
+                return Err(ReleaseError::NoLatest { url: shown(&at) });
             }
             text => text?,
         };
         let version = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
-        version.ok_or_else(|| ReleaseError::NoLatest { url: at.to_string() })
+        version.ok_or_else(|| ReleaseError::NoLatest { url: shown(&at) })
     }
 
     /// What is installed, newest first.
@@ -444,12 +445,4 @@ pub(crate) fn below(base: &Url, path: &[&str]) -> Url {
         segments.pop_if_empty().extend(path);
     }
     url
-}
-
-fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    // Refused by URLs without a host, which have no password either.
-    let _ = url.set_password(None);
-    let _ = url.set_username("");
-    url.to_string()
 }

@@ -350,5 +350,5 @@ fn name_of_file(path: &Path) -> Option<Reference> {
 }
 
 fn local(path: &Path) -> Result<url::Url, SetupError> {
-    Ok(download::place(&path.to_string_lossy())?)
+    Ok(download::place_of(path)?)
 }

@@ -5,7 +5,7 @@
 
 use url::Url;
 
-use crate::download::{DownloadError, Downloader, Request};
+use crate::download::{DownloadError, Downloader, Request, shown};
 use crate::release::below;
 
 use super::BaseError;
@@ -13,8 +13,9 @@ use super::BaseError;
 /// The most bytes of one answer. A thousand keys, which is as many as one answer has, need less than 1 MB.
 const LARGEST_ANSWER: u64 = 4 << 20;
 
-/// The most answers that one listing may go over.
+/// The most answers that one listing may go over, and the most bytes of them all.
 const MOST_ANSWERS: usize = 50;
+const LARGEST_LISTING: usize = 16 << 20;
 
 /// The deepest nesting of elements.
 const DEEPEST: usize = 16;
@@ -40,6 +41,7 @@ pub(super) struct Object {
 pub(super) async fn list(downloader: &Downloader, bases: &[Url], prefix: &str) -> Result<Listing, BaseError> {
     let mut whole = Listing::default();
     let mut token: Option<String> = None;
+    let mut bytes = 0;
     for _ in 0..MOST_ANSWERS {
         let question = |base: &Url| {
             let mut url = below(base, &[""]);
@@ -56,8 +58,11 @@ pub(super) async fn list(downloader: &Downloader, bases: &[Url], prefix: &str) -
         let what = format!("the list of {prefix}");
         let request = Request { urls, ..Request::new(what, url.clone(), LARGEST_ANSWER) };
         let answer = downloader.bytes(&request).await?;
-        let page =
-            Listing::parse(&answer).map_err(|why| BaseError::BadListing { url: url.to_string(), why })?;
+        let page = Listing::parse(&answer).map_err(|why| BaseError::BadListing { url: shown(&url), why })?;
+        bytes += answer.len();
+        if bytes > LARGEST_LISTING {
+            break;
+        }
         whole.objects.extend(page.objects);
         whole.prefixes.extend(page.prefixes);
         token = page.next;

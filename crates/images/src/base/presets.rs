@@ -9,7 +9,7 @@ use url::Url;
 
 use super::bucket::{self, Object};
 use super::{Artifact, BaseError, Place, Preset, Resolved, RootfsType};
-use crate::download::Downloader;
+use crate::download::{Downloader, shown};
 use crate::release::{Releases, Version, below};
 
 /// The folder of all trains.
@@ -161,7 +161,7 @@ fn resolved(
         rootfs_is_read_only: rootfs_type == RootfsType::Squashfs,
         boot_args: "console=ttyS0 reboot=k panic=1".into(),
         bundle_id,
-        origin: bases.first().map(Url::to_string).unwrap_or_default(),
+        origin: bases.first().map(shown).unwrap_or_default(),
     }
 }
 

@@ -390,6 +390,8 @@ async fn two_bundles_stay_and_the_older_ones_go_after_a_warning() {
     for (id, hours) in [("one", 2), ("two", 1), ("three", 0)] {
         let wanted = place.manifest(id, |_| {});
         let image = place.images().ensure(&wanted).await.unwrap();
+        // The default would stay without its bundle.
+        kernel::set_default(&place.images().store, &image.kernel).unwrap();
         oldest.get_or_insert(image);
         let record = place.dir.path().join(format!("store/records/base/{id}.json"));
         let used = SystemTime::now() - std::time::Duration::from_secs(hours * 3600);

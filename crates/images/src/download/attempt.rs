@@ -121,9 +121,14 @@ impl Filling<'_> {
                 Ok(None) if head.total.is_some_and(|total| self.sink.len() < total) => {
                     return Err(broken(self.sink.len()));
                 }
+                Ok(None) if head.total.is_some_and(|total| self.sink.len() > total) => {
+                    self.sink.restart()?;
+                    let why = "it sent more than it had announced".into();
+                    return Err(DownloadError::Protocol { url: shown(url), why });
+                }
                 Ok(None) => return Ok(()),
                 Err(error) => {
-                    tracing::debug!(%url, error = http::root(&error), "the body ended early");
+                    tracing::debug!(url = shown(url), error = http::root(&error), "the body ended early");
                     return Err(broken(self.sink.len()));
                 }
             }
@@ -170,7 +175,7 @@ impl Filling<'_> {
                 length
             }
             206 => match content_range(&response) {
-                (Some(from), total) if from == self.sink.len() => {
+                (Some(from), total) if from == self.sink.len() && total.is_none_or(|total| total >= from) => {
                     total.or(length.and_then(|length| length.checked_add(from)))
                 }
                 _ => {
@@ -182,7 +187,7 @@ impl Filling<'_> {
             },
             _ => return Err(http::refused(url, &response)),
         };
-        let origin = Origin::new(url.to_string(), validator(response.headers()));
+        let origin = Origin::new(url, validator(response.headers()));
         Ok(Some((response, Head { total, origin })))
     }
 
@@ -192,7 +197,7 @@ impl Filling<'_> {
         if len == 0 {
             return None;
         }
-        let origin = self.sink.origin().filter(|origin| origin.url == url.as_str());
+        let origin = self.sink.origin().filter(|origin| origin.is_of(url));
         let validator = origin.and_then(|origin| origin.validator.clone());
         // A digest finds out in the end what does not fit; without one, the server must vouch for it.
         if validator.is_none() && self.request.digest.is_none() {
@@ -219,9 +224,9 @@ impl Filling<'_> {
         }
         let done = self.sink.len();
         if let (Some(total), Some((free, path))) = (total, self.sink.room())
-            && total - done > free
+            && total.saturating_sub(done) > free
         {
-            let (needed, free) = (Some(total - done), Some(free));
+            let (needed, free) = (Some(total.saturating_sub(done)), Some(free));
             return Err(DownloadError::NoRoom { what: what.clone(), path, needed, free });
         }
         let progress = self.downloader.progress();

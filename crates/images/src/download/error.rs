@@ -266,7 +266,9 @@ impl DownloadError {
     pub fn is_offline(&self) -> bool {
         match self {
             Self::Lookup { .. } | Self::Connect { .. } | Self::ConnectTimeout { .. } => true,
-            Self::Everywhere { failures, .. } => failures.iter().all(Self::is_offline),
+            Self::Everywhere { failures, .. } => {
+                !failures.is_empty() && failures.iter().all(Self::is_offline)
+            }
             _ => false,
         }
     }

@@ -102,7 +102,7 @@ impl Http {
             }
             let asked = self.client.request(method.clone(), at.clone()).headers(sent).send();
             // The connect timeout runs inside of this one.
-            let response = tokio::time::timeout(self.connect_timeout + self.stall, asked)
+            let response = tokio::time::timeout(self.connect_timeout.saturating_add(self.stall), asked)
                 .await
                 .map_err(|_| DownloadError::Stalled { url: shown(url), after: self.stall, got: 0 })?
                 .map_err(|error| self.explain(&error, url, &at))?;
@@ -199,13 +199,26 @@ fn same_origin(one: &Url, other: &Url) -> bool {
         && one.port_or_known_default() == other.port_or_known_default()
 }
 
-/// The URL as it may be shown: without user, password and fragment, and not endless.
-pub(super) fn shown(url: &Url) -> String {
+/// What the names of parameters contain that give access: signed links, tokens.
+const SECRETS: [&str; 7] = ["sig", "token", "secret", "password", "credential", "auth", "key"];
+
+/// The URL as it may be shown: without user, password, fragment and secret parameters, and not endless.
+pub(crate) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     // Refused by URLs that have no host, which have no user either.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     url.set_fragment(None);
+    if let Some(query) = url.query() {
+        let kept = query.split('&').map(|pair| match pair.split_once('=') {
+            Some((name, _)) if SECRETS.iter().any(|secret| name.to_ascii_lowercase().contains(secret)) => {
+                format!("{name}=...")
+            }
+            _ => pair.to_owned(),
+        });
+        let kept: Vec<String> = kept.collect();
+        url.set_query(Some(&kept.join("&")));
+    }
     let text = url.as_str();
     if text.len() <= 300 { text.to_owned() } else { text.chars().take(300).chain("…".chars()).collect() }
 }
@@ -282,5 +295,21 @@ impl Resolve for Resolver {
                 Err(source) => Err(LookupFailed { host, source }.into()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gives_access_is_not_shown() {
+        for (url, wanted) in [
+            ("https://u:p@h/a?list-type=2&prefix=x#f", "https://h/a?list-type=2&prefix=x"),
+            ("https://h/a?X-Amz-Signature=00ff&x=1&sp=r", "https://h/a?X-Amz-Signature=...&x=1&sp=r"),
+            ("https://h/a?access_token=t", "https://h/a?access_token=..."),
+        ] {
+            assert_eq!(shown(&url.parse().unwrap()), wanted);
+        }
     }
 }

@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock, fstatvfs};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
+use url::Url;
 
 use super::error::DownloadError;
 use crate::digest::Digest;
@@ -30,8 +31,8 @@ pub(super) struct Partial {
 /// Where the bytes are from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Origin {
-    /// The address that was asked.
-    pub(super) url: String,
+    /// The digest of the address that was asked: it may hold a password.
+    url: Digest,
     /// A strong `ETag` or a `Last-Modified`, for `If-Range`.
     pub(super) validator: Option<String>,
     /// The host's boot: after a power cut the file may have its length but not its bytes.
@@ -40,8 +41,13 @@ pub(super) struct Origin {
 
 impl Origin {
     /// Bytes of this boot from `url`.
-    pub(super) fn new(url: String, validator: Option<String>) -> Self {
-        Self { url, validator, boot: boot() }
+    pub(super) fn new(url: &Url, validator: Option<String>) -> Self {
+        Self { url: Digest::of(url.as_str().as_bytes()), validator, boot: boot() }
+    }
+
+    /// Whether they are from there.
+    pub(super) fn is_of(&self, url: &Url) -> bool {
+        self.url == Digest::of(url.as_str().as_bytes())
     }
 }
 
@@ -104,6 +110,13 @@ impl Partial {
 
     /// Forgets the bytes.
     pub(super) fn restart(&mut self) -> Result<(), DownloadError> {
+        // First: what comes next may be from elsewhere, and may not say so.
+        match fs::remove_file(self.origin_path()) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(failed(&self.what, "remove", &self.origin_path(), source));
+            }
+            _ => {}
+        }
         let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
         emptied.map_err(|source| failed(&self.what, "empty", &self.path, source))?;
         (self.len, self.hasher, self.origin) = (0, sha2::Sha256::new(), None);

@@ -274,11 +274,27 @@ async fn hostile_archives_are_refused_whatever_their_digest() {
             archive.append_data(&mut header, format!("{index}"), std::io::empty()).unwrap();
         }
     });
+    // A name that somebody who reads it must take into memory first, however long it is.
+    let named = tgz_of(|archive| {
+        for (path, kind, bytes) in [
+            ("././@LongLink", EntryType::GNULongName, firecracker.as_bytes()),
+            ("other", EntryType::Regular, &good),
+            (&jailer, EntryType::Regular, &good),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_path(path).unwrap();
+            header.set_entry_type(kind);
+            header.set_size(bytes.len() as u64);
+            header.set_cksum();
+            archive.append(&header, bytes).unwrap();
+        }
+    });
     let mut arm = good.clone();
     arm[18] = 183;
     let cut = release("v1.12.1");
     for (archive, part) in [
         (tgz(&[]), "it has no file `firecracker-v1.12.1-x86_64`"),
+        (named, "it has no file `firecracker-v1.12.1-x86_64`"),
         (tgz(&[(&firecracker, &good)]), "it has no file `jailer-v1.12.1-x86_64`"),
         (tgz(&[("release-v1.13.0-x86_64/firecracker-v1.13.0-x86_64", &good)]), "it has no file"),
         (

@@ -43,16 +43,21 @@ pub(super) fn unpack(
 ) -> Result<Unpacked, ReleaseError> {
     let bad = |why: String| ReleaseError::BadArchive { version, why };
     let unreadable = |error: io::Error| bad(format!("it cannot be read: {error}"));
-    let bounded = Bounded { inner: MultiGzDecoder::new(io::BufReader::new(archive)), left: LARGEST_WHOLE };
+    let inner = MultiGzDecoder::new(io::BufReader::new(archive));
+    let bounded = Bounded { inner, left: LARGEST_WHOLE, abandoned };
     let mut archive = Archive::new(bounded);
     let (mut firecracker, mut jailer) = (None, None);
-    for (index, entry) in archive.entries().map_err(unreadable)?.enumerate() {
+    for (index, entry) in archive.entries().map_err(unreadable)?.raw(true).enumerate() {
         let mut entry = entry.map_err(unreadable)?;
         if index >= MOST_ENTRIES {
             return Err(bad(format!("it has more than {MOST_ENTRIES} entries")));
         }
-        if abandoned.is() {
-            return Err(bad("nobody waits for it any more".into()));
+        // Read over, since the crate would take all of it into memory. What we want has a short name.
+        if matches!(
+            entry.header().entry_type(),
+            EntryType::XHeader | EntryType::XGlobalHeader | EntryType::GNULongName | EntryType::GNULongLink
+        ) {
+            continue;
         }
         let path = entry.path().map_err(unreadable)?.into_owned();
         if !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
@@ -149,14 +154,18 @@ fn is_program(head: &[u8], arch: Arch) -> bool {
     head.starts_with(b"\x7fELF\x02\x01") && head.get(18..20) == Some(&machine.to_le_bytes())
 }
 
-/// Ends in an error after so many bytes.
-struct Bounded<R> {
+/// Ends in an error after so many bytes, and when nobody waits any more.
+struct Bounded<'a, R> {
     inner: R,
     left: u64,
+    abandoned: &'a Abandoned,
 }
 
-impl<R: Read> Read for Bounded<R> {
+impl<R: Read> Read for Bounded<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.abandoned.is() {
+            return Err(io::Error::other("nobody waits for it any more"));
+        }
         let read = self.inner.read(buffer)?;
         self.left = self
             .left

@@ -1,5 +1,7 @@
 //! Answers that are not the thing.
 
+use std::os::unix::ffi::OsStrExt as _;
+
 use super::*;
 
 async fn refused_by(
@@ -194,4 +196,14 @@ async fn passwords_are_used_and_not_shown() {
     let (error, code, text) = Bench::new().refused(&unknown(url)).await;
     assert_eq!(code, Code::NotFound);
     assert!(!format!("{text} {error:?}").contains("hemlich"), "{text}");
+}
+
+#[test]
+fn a_place_that_is_refused_shows_no_password() {
+    for text in ["ftp://user:hemlich@host/x", "http://user:hem/lich@host:x/y", "https://user:hemlich@"] {
+        let error = super::super::place(text).unwrap_err().to_string();
+        assert!(!error.contains("lich"), "{error}");
+    }
+    let odd = std::path::Path::new(std::ffi::OsStr::from_bytes(b"/tmp/\xff"));
+    assert_eq!(super::super::place_of(odd).unwrap().to_file_path().unwrap(), odd);
 }

@@ -117,7 +117,8 @@ async fn a_partial_file_that_is_whole_is_not_fetched_again() {
     drop(bench.downloader.fetch(&bench.store, &unknown).await.unwrap());
     let origin = format!("{}.json", unknown.key());
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let text = format!(r#"{{"url":"{}","validator":"\"1\"","boot":"{}"}}"#, unknown.urls[0], boot.trim());
+    let of = Digest::of(unknown.urls[0].as_str().as_bytes());
+    let text = format!(r#"{{"url":"{of}","validator":"\"1\"","boot":"{}"}}"#, boot.trim());
     std::fs::write(dir.join(origin), text).unwrap();
     assert_eq!(bench.fetch(&unknown).await.unwrap(), bytes);
     assert_eq!(ranges(&server), [None, Some("bytes=100000-".into())]);
@@ -133,7 +134,8 @@ async fn a_power_cut_leaves_nothing_to_trust_without_a_digest() {
     let dir = bench.store.dir().join("partial");
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join(request.key()), vec![0; 50_000]).unwrap();
-    let text = format!(r#"{{"url":"{}","validator":"\"1\"","boot":"another"}}"#, request.urls[0]);
+    let of = Digest::of(request.urls[0].as_str().as_bytes());
+    let text = format!(r#"{{"url":"{of}","validator":"\"1\"","boot":"another"}}"#);
     std::fs::write(dir.join(format!("{}.json", request.key())), text).unwrap();
     assert_eq!(bench.fetch(&request).await.unwrap(), bytes);
     assert_eq!(ranges(&server), [None]);
@@ -219,4 +221,48 @@ async fn gc_removes_what_nobody_went_on_with_for_a_week() {
     bench.store.gc(&crate::store::GcOptions::default(), &Progress::none()).await.unwrap();
     assert_eq!(bench.partials(), ["fresh", "under way"]);
     drop(under_way);
+}
+
+#[tokio::test]
+async fn bytes_of_a_file_are_not_taken_for_those_of_the_server_that_came_before_it() {
+    let (of_server, of_file) = (noise(300_000), vec![7; 200_000]);
+    let served = of_server.clone();
+    let server = Server::new(move |asked, before| {
+        let reply = Reply::file(asked, &served, "\"1\"");
+        if before == 0 { reply.cut(100_000) } else { reply }
+    })
+    .await;
+    let bench = Bench::new();
+    let path = bench.dir.path().join("x");
+    std::fs::write(&path, &of_file).unwrap();
+    let request = Request {
+        urls: vec![server.url("/x"), super::super::place_of(&path).unwrap()],
+        ..unknown(server.url("/x"))
+    };
+    // Killed once the file was copied: nobody takes it.
+    drop(bench.downloader.fetch(&bench.store, &request).await.unwrap());
+    let kept = bench.store.dir().join("partial").join(request.key());
+    assert_eq!(std::fs::read(&kept).unwrap(), of_file);
+    assert_eq!(bench.fetch(&request).await.unwrap(), of_server);
+    assert_eq!(ranges(&server), [None, None]);
+}
+
+#[tokio::test]
+async fn a_part_that_says_nonsense_of_the_whole_is_refused() {
+    for total in [5, 150_000] {
+        let bytes = noise(200_000);
+        let server = Server::new(move |asked, before| match before {
+            0 => Reply::file(asked, &bytes, "\"1\"").cut(100_000),
+            _ => {
+                let range = format!("bytes 100000-199999/{total}");
+                Reply::new(206, &[("etag", "\"1\""), ("content-range", &range)], &bytes[100_000..])
+            }
+        })
+        .await;
+        let bench = Bench::with(Options { tries: 1, ..impatient() });
+        let request = unknown(server.url("/x"));
+        bench.refused(&request).await;
+        let (error, ..) = bench.refused(&request).await;
+        assert!(matches!(error, DownloadError::Protocol { .. }), "{total}: {error}");
+    }
 }
