@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use smartvm_core::target::Arch;
 use url::Url;
 
+use crate::blocking::blocking;
 use crate::digest::Digest;
 use crate::download::{self, DownloadError, Downloader, Request, shown};
 use crate::kernel::{self, Kernel};
@@ -347,7 +348,8 @@ impl BaseImages {
         let id = &resolved.bundle_id;
         let progress = self.downloader.progress();
         let _lock = self.store.lock("import the base image", id, progress).await?;
-        let before = self.present(id)?;
+        let (this, wanted) = (self.clone(), id.clone());
+        let before = blocking(move |_| this.present(&wanted)).await?;
         if let Some(bundle) = before.clone().filter(|_| !force) {
             self.store.touch(Kind::Base, id);
             image::restore(&self.store, &bundle)?;
@@ -359,10 +361,16 @@ impl BaseImages {
         if changed.is_some() {
             progress.warn(format!("the content of the base image `{id}` is another one than before"));
         }
-        self.store.put_keeping(Kind::Base, id, &bundle, &[bundle.rootfs], &image::keeps(&bundle))?;
-        if let Some(before) = changed.filter(|before| before.image != bundle.image) {
-            image::release(&self.store, &before)?;
-        }
+        let store = self.store.clone();
+        let bundle = blocking(move |_| {
+            let keeps = image::keeps(&bundle);
+            store.put_keeping(Kind::Base, &bundle.bundle_id, &bundle, &[bundle.rootfs], &keeps)?;
+            if let Some(before) = changed.filter(|before| before.image != bundle.image) {
+                image::release(&store, &before)?;
+            }
+            Ok::<_, BaseError>(bundle)
+        })
+        .await?;
         self.retain().await?;
         Ok(bundle)
     }

@@ -252,13 +252,17 @@ impl Downloader {
         request: &Request,
         mode: BlobMode,
     ) -> Result<Digest, DownloadError> {
-        let present = || request.digest.filter(|digest| store.blob(digest).is_some());
-        if let Some(digest) = present() {
+        // Apart: the store's locks block for as long as a collection needs.
+        let present = async || {
+            let (store, digest) = (store.clone(), request.digest);
+            blocking(move |_| digest.filter(|digest| store.blob(digest).is_some())).await
+        };
+        if let Some(digest) = present().await {
             return Ok(digest);
         }
         let (lock, partial) = self.partial(store, request).await?;
         // Whoever had the lock before us may have made the blob.
-        if let Some(digest) = present() {
+        if let Some(digest) = present().await {
             let (path, _locked) = partial.into_file();
             let _ = std::fs::remove_file(path);
             return Ok(digest);

@@ -205,12 +205,12 @@ impl Releases {
             Wanted::Exactly(version) => version,
             Wanted::Latest => self.latest().await?,
         };
-        if let Some(installed) = self.present(version)?.filter(|_| !force) {
+        if let Some(installed) = self.look_for(version).await?.filter(|_| !force) {
             return Ok(installed);
         }
         let progress = self.downloader.progress();
         let _lock = self.store.lock("install Firecracker", &version.to_string(), progress).await?;
-        if let Some(installed) = self.present(version)?.filter(|_| !force) {
+        if let Some(installed) = self.look_for(version).await?.filter(|_| !force) {
             return Ok(installed);
         }
         let checksum = self.request(version, ".sha256.txt", LARGEST_TEXT);
@@ -235,7 +235,9 @@ impl Releases {
             .ok_or_else(|| ReleaseError::NotARelease { path: archive.to_owned(), arch: self.options.arch })?;
         let progress = self.downloader.progress();
         let _lock = self.store.lock("install Firecracker", &version.to_string(), progress).await?;
-        if let Some(installed) = self.present(version)?.filter(|installed| installed.archive == published) {
+        if let Some(installed) =
+            self.look_for(version).await?.filter(|installed| installed.archive == published)
+        {
             return Ok(installed);
         }
         let url = download::place_of(archive)?;
@@ -252,7 +254,7 @@ impl Releases {
             Wanted::Exactly(version) => version,
             Wanted::Latest => self.latest().await?,
         };
-        if self.present(version)?.is_some() {
+        if self.look_for(version).await?.is_some() {
             return Ok(Plan { version, installed: true, size: None });
         }
         let size = self.downloader.size(&self.request(version, "", LARGEST_ARCHIVE)).await?;
@@ -341,6 +343,12 @@ impl Releases {
         Ok(installed.filter(|installed| here(&installed.firecracker) && here(&installed.jailer)))
     }
 
+    /// The same for tasks: the store's locks block for as long as a collection needs.
+    async fn look_for(&self, version: Version) -> Result<Option<Installed>, ReleaseError> {
+        let this = self.clone();
+        blocking(move |_| this.present(version)).await
+    }
+
     /// Fetches an archive and takes from it what is wanted.
     async fn unpack(&self, version: Version, archive: &Request) -> Result<Installed, ReleaseError> {
         let fetched = self.downloader.fetch(&self.store, archive).await?;
@@ -359,13 +367,17 @@ impl Releases {
             archive: digest,
             source: archive.urls.first().map(shown).unwrap_or_default(),
         };
-        let blobs = [installed.firecracker, installed.jailer];
-        self.store.put(Kind::Firecracker, &version.to_string(), &installed, &blobs)?;
-        if default(&self.store)?.is_none() {
-            self.store.put(Kind::Choice, CHOICE, &Choice { version }, &[])?;
-        }
-        programs(&self.store, &installed)?;
-        Ok(installed)
+        let store = self.store.clone();
+        blocking(move |_| {
+            let blobs = [installed.firecracker, installed.jailer];
+            store.put(Kind::Firecracker, &version.to_string(), &installed, &blobs)?;
+            if default(&store)?.is_none() {
+                store.put(Kind::Choice, CHOICE, &Choice { version }, &[])?;
+            }
+            programs(&store, &installed)?;
+            Ok(installed)
+        })
+        .await
     }
 
     fn archive_name(&self, version: Version) -> String {

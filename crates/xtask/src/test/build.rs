@@ -139,5 +139,8 @@ mod tests {
         assert_eq!(needs("smartvm-core", "bare_metal", "test"), Needs::BareMetalGuests);
         assert_eq!(needs("smartvm-host", "smartvm_host", "lib"), Needs::BareMetalGuests);
         assert_eq!(needs("xtask", "lab", "test"), Needs::Nothing);
+        assert_eq!(needs("smartvm-images", "smartvm_images", "lib"), Needs::Nothing);
+        assert_eq!(needs("smartvm-images", "kill", "test"), Needs::Nothing);
+        assert_eq!(needs("smartvm-images", "linux_boot", "test"), Needs::LinuxGuests);
     }
 }
