@@ -7,6 +7,7 @@
 //! * [`credentials`], `challenge`, `registry`: asking a registry
 //! * [`pull()`]: from a registry
 //! * [`import()`], `archive`: from a layout, a `docker save` archive, a root file system
+//! * [`export()`]: to an OCI layout, or the tar archive of a root file system
 //! * `make`: layers become a file system
 //!
 //! Layers are not kept: an image is its root file system and what is said about it.
@@ -16,6 +17,7 @@ mod challenge;
 mod config;
 pub mod credentials;
 mod error;
+mod export;
 mod import;
 mod make;
 mod manifest;
@@ -28,6 +30,7 @@ mod registry;
 pub use config::{History, ImageConfig};
 pub use credentials::{Credentials, Login, Secret};
 pub use error::ImageError;
+pub use export::{ExportFormat, ExportTarget, Exported, export};
 pub use import::{Format, ImportOptions, ImportSource, Imported, import};
 pub use platform::{BadPlatform, Platform};
 pub use pull::{PullOptions, Pulled, pull};

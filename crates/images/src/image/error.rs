@@ -124,6 +124,14 @@ pub enum ImageError {
         /// By whom.
         by: String,
     },
+    /// An image whose files cannot be read here.
+    #[error("the image `{name}` is a squashfs, whose files smartvm does not read")]
+    Squashfs {
+        /// The image.
+        name: String,
+        /// The file system.
+        blob: PathBuf,
+    },
     /// A file or directory cannot be read or written.
     #[error("cannot {doing} `{}`", path.display())]
     File {
@@ -180,7 +188,7 @@ impl Explain for ImageError {
     fn code(&self) -> Code {
         match self {
             Self::Reference { .. } => Code::InvalidId,
-            Self::Manifest { .. } | Self::Malformed { .. } => Code::InvalidImage,
+            Self::Manifest { .. } | Self::Malformed { .. } | Self::Squashfs { .. } => Code::InvalidImage,
             Self::NoPlatform { .. }
             | Self::NotInRegistry { .. }
             | Self::NotFound { .. }
@@ -221,6 +229,10 @@ impl Explain for ImageError {
             Self::NotFound { .. } => "`smartvm image ls` shows what there is; `smartvm image pull` fetches one".into(),
             Self::Ambiguous { .. } => "give more digits of the id".into(),
             Self::InUse { .. } => "stop what uses it first".into(),
+            Self::Squashfs { blob, .. } => format!(
+                "unpack it with `unsquashfs -d DIR {}` (as root, to keep the owners), `smartvm image import DIR`, and export that",
+                blob.display()
+            ),
             Self::File { .. } => "check the path and its permissions".into(),
             Self::Download(error) => return error.hint(),
             Self::Store(error) => return error.hint(),
@@ -230,9 +242,11 @@ impl Explain for ImageError {
 
     fn happened(&self) -> Happened {
         match self {
-            Self::Reference { .. } | Self::NotFound { .. } | Self::Ambiguous { .. } | Self::InUse { .. } => {
-                Happened::NeverStarted
-            }
+            Self::Reference { .. }
+            | Self::NotFound { .. }
+            | Self::Ambiguous { .. }
+            | Self::Squashfs { .. }
+            | Self::InUse { .. } => Happened::NeverStarted,
             Self::Store(error) => error.happened(),
             _ => Happened::Failed,
         }

@@ -26,6 +26,7 @@ pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(super) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(super) const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub(super) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(super) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
@@ -37,7 +38,7 @@ pub(super) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, applic
 /// Media types of layers that are tar archives. How they are compressed is seen from their first bytes.
 const LAYERS: &[&str] = &[
     OCI_LAYER,
-    "application/vnd.oci.image.layer.v1.tar+gzip",
+    OCI_LAYER_GZIP,
     "application/vnd.oci.image.layer.v1.tar+zstd",
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
     "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",

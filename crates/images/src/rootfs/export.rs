@@ -304,7 +304,7 @@ impl<W: Write> Export<'_, '_, W> {
     }
 
     fn zeros(&mut self, mut count: u64) -> Result<(), RootfsError> {
-        const ZEROS: [u8; 32 << 10] = [0; 32 << 10];
+        static ZEROS: [u8; 32 << 10] = [0; 32 << 10];
         while count > 0 {
             let now = usize::try_from(count).unwrap_or(usize::MAX).min(ZEROS.len());
             self.write(&ZEROS[..now])?;
