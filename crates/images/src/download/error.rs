@@ -233,6 +233,8 @@ pub(super) enum Verdict {
 impl DownloadError {
     pub(super) fn verdict(&self) -> Verdict {
         match self {
+            // That there is no such name will be so in a second, too.
+            Self::Lookup { source, .. } if !is_temporary(source) => Verdict::NotHere,
             Self::Lookup { .. }
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
@@ -272,6 +274,15 @@ impl DownloadError {
             _ => false,
         }
     }
+}
+
+/// Whether the resolver itself says that another answer may come soon (`EAI_AGAIN`): no name server answered, or one that has
+/// no answer yet. The standard library passes its words on, not its number.
+///
+/// Source: `gai_strerror` of glibc and of musl.
+fn is_temporary(lookup: &io::Error) -> bool {
+    let words = lookup.to_string();
+    words.contains("Temporary failure in name resolution") || words.ends_with("Try again")
 }
 
 /// What is being done to a local source.

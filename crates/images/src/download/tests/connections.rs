@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::download::error::Verdict;
 use crate::download::server::Certificate;
 
 #[tokio::test]
@@ -30,12 +31,28 @@ async fn nobody_listens() {
 async fn the_name_has_no_address() {
     // Reserved by RFC 2606 never to exist. A label this long is refused by the resolver itself, without a network.
     let host = format!("{}.invalid", "x".repeat(70));
-    let bench = Bench::with(Options { tries: 1, ..impatient() });
+    let bench = Bench::with(Options { tries: 3, ..impatient() });
     let (error, code, text) = bench.refused(&unknown(format!("http://{host}/x").parse().unwrap())).await;
     assert!(matches!(error, DownloadError::Lookup { .. }), "{error:?}");
     assert_eq!(code, Code::DownloadFailed);
     assert!(text.contains(&format!("cannot look up the host `{host}`")) && error.is_offline(), "{text}");
     assert!(error.hint().unwrap().contains("/etc/resolv.conf"));
+    assert_eq!(bench.notes(), Vec::<String>::new(), "nothing to try again");
+}
+
+#[test]
+fn only_a_resolver_that_says_so_is_asked_again() {
+    for (words, again) in [
+        ("failed to lookup address information: Name or service not known", false),
+        ("failed to lookup address information: No address associated with hostname", false),
+        ("failed to lookup address information: Non-recoverable failure in name resolution", false),
+        ("failed to lookup address information: Temporary failure in name resolution", true),
+        ("failed to lookup address information: Try again", true),
+    ] {
+        let source = std::io::Error::other(words);
+        let error = DownloadError::Lookup { url: "http://x/".into(), host: "x".into(), source };
+        assert_eq!(matches!(error.verdict(), Verdict::Again(None)), again, "{words}");
+    }
 }
 
 #[tokio::test]
