@@ -128,7 +128,7 @@ impl Explain for BaseError {
             Self::NothingThere { .. } => {
                 "the bucket's layout may have changed: try the other preset, a mirror (SMARTVM_BASE_URL), or a manifest of your own (preset `hosted`)".into()
             }
-            Self::NotFound(_) => "`smartvm image ls` shows those that are here, as base/…; `smartvm setup` gets one".into(),
+            Self::NotFound(_) => "`smartvm image ls` shows those that are here, as base:…; `smartvm setup` gets one".into(),
             Self::BadPreset(_) => "the presets are latest, lts and hosted".into(),
         })
     }
