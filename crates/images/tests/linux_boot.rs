@@ -6,7 +6,7 @@ mod guest;
 
 use std::fs;
 
-use guest::{Boot, OWN_ID, ROOT_MODULES, busybox_as_squashfs, exit, fsck};
+use guest::{Boot, OWN_ID, ROOT_MODULES, busybox_as_squashfs, exit, fsck, mke2fs};
 use smartvm_guest_api::boot::{Disk, Ended, FileSystem, Overlay, Report, Step};
 
 /// What the process finds: its orders, and what every container has.
@@ -160,6 +160,51 @@ fn a_squashfs_boots_with_and_without_an_overlay() {
     let (console, report) = boot.to_its_end();
     assert_eq!(report, exit(0), "{console}");
     assert!(!console.contains("read-only") && console.contains("memory"), "{console}");
+}
+
+/// Nothing of ours leaks into the process, and nothing odd in an image hangs us: here `/etc/hosts` is a fifo.
+#[test]
+fn a_process_begins_as_after_a_login_even_in_an_odd_image() {
+    let mut boot = Boot::image("rm -f /etc/hosts; /bin/busybox mkfifo /etc/hosts; sync");
+    let own = boot.dir.path().join("own.ext4");
+    mke2fs(&own, OWN_ID, None);
+    boot.drives.push((own, false));
+    boot.orders.overlay = Overlay::Disk(OWN_ID.parse().expect("an id"));
+    let (console, report) = boot.to_its_end();
+    assert_eq!(report, exit(0), "{console}");
+    let script = "for fd in 3 4 5 6 7 8 9 11 12; do test -e /proc/$$/fd/$fd && echo leaked:$fd; done; echo umask:$(umask); \
+        read -r stat </proc/$$/stat; set -- $stat; echo session:$(($1 - $6)) group:$(($1 - $5)) foreground:$(($1 - $8)); \
+        test -p /etc/hosts && exit 5";
+    boot.orders.process.argv[2] = script.into();
+    let (console, report) = boot.to_its_end();
+    assert_eq!(report, exit(5), "{console}");
+    // The shell itself may keep its terminal open, as 10. A pattern for all would show the directory that it reads.
+    assert!(!console.contains("leaked:"), "{console}");
+    for line in ["umask:0022", "session:0 group:0 foreground:0"] {
+        assert!(console.contains(line), "no {line:?} in:\n{console}");
+    }
+
+    // Not by a shell, which ignores signals of its own.
+    boot.orders.process.argv = ["cat", "/proc/self/status"].map(Into::into).into();
+    let (console, report) = boot.to_its_end();
+    assert_eq!(report, exit(0), "{console}");
+    let mask = |name: &str| {
+        let found = console.lines().find_map(|line| line.trim().strip_prefix(name)).map(str::trim);
+        found.map(|mask| u64::from_str_radix(mask, 16))
+    };
+    for name in ["SigBlk:", "SigIgn:", "SigPnd:"] {
+        assert_eq!(mask(name), Some(Ok(0)), "{name} {console}");
+    }
+}
+
+/// Kernels with everything built in have no modules, and their initramfs need not have lists of them. Debian's then
+/// shows no disk; what matters is that init went on to look for it.
+#[test]
+fn an_initramfs_without_lists_of_modules_is_no_failure() {
+    let mut boot = Boot::image("exit");
+    boot.modules.clear();
+    boot.without_lists = true;
+    assert!(boot.fails(Step::FindRoot).contains("this machine shows no disk at all"));
 }
 
 /// A failure is one line that names its step, and an end in order.

@@ -31,6 +31,8 @@ pub(crate) struct Boot {
     /// Modules that are loaded before and after the root is looked for; by name.
     pub(crate) modules: Vec<&'static str>,
     pub(crate) later: Vec<&'static str>,
+    /// The initramfs has no lists of modules at all.
+    pub(crate) without_lists: bool,
     /// Paths and whether they are read-only.
     pub(crate) drives: Vec<(PathBuf, bool)>,
     /// Instead of the orders as words on the command line.
@@ -77,6 +79,7 @@ impl Boot {
             orders,
             modules: [&ROOT_MODULES[..], &["overlay"]].concat(),
             later: Vec::new(),
+            without_lists: false,
             drives: vec![(image, true)],
             words: None,
             orders_in_initramfs: false,
@@ -190,7 +193,9 @@ impl Boot {
                     archive.file(&path, 0o644, &fs::read(file).expect("a module")).expect("a file");
                 }
             }
-            archive.file(list, 0o644, text.as_bytes()).expect("a list");
+            if !self.without_lists {
+                archive.file(list, 0o644, text.as_bytes()).expect("a list");
+            }
         }
         if self.orders_in_initramfs {
             let orders = self.orders.encode().expect("sound orders");
