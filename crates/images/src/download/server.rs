@@ -30,6 +30,9 @@ struct Seen {
     body_bytes: AtomicU64,
 }
 
+/// The first byte of a client that wants TLS.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// A request that came.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
@@ -37,6 +40,8 @@ pub(crate) struct Asked {
     /// Path and query; the whole URL when we are asked as a proxy.
     pub(crate) target: String,
     headers: BTreeMap<String, String>,
+    /// As long as the headers say.
+    pub(crate) body: String,
 }
 
 impl Asked {
@@ -236,8 +241,16 @@ async fn serve(
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
+        if head == [TLS_HANDSHAKE] {
+            // As servers do that speak none.
+            return stream.shutdown().await;
+        }
     }
-    let asked = read_head(&String::from_utf8_lossy(&head));
+    let mut asked = read_head(&String::from_utf8_lossy(&head));
+    let length = asked.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    asked.body = String::from_utf8_lossy(&body).into_owned();
     let before = {
         let mut all = seen.asked.lock().unwrap();
         all.push(asked.clone());
@@ -275,6 +288,7 @@ fn read_head(head: &str) -> Asked {
         method,
         target,
         headers: headers.map(|(name, value)| (name.to_lowercase(), value.into())).collect(),
+        body: String::new(),
     }
 }
 

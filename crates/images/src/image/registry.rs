@@ -8,6 +8,7 @@
 //! Sources: OCI distribution spec, "Pull"; the distribution project's "Token Authentication Specification".
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use base64::Engine as _;
 use reqwest::StatusCode;
@@ -26,6 +27,9 @@ use crate::store::{BlobMode, Store};
 
 /// The largest answer of a token server or of `/v2/`, in bytes.
 const MAX_ANSWER: u64 = 256 << 10;
+
+/// How long a server that may speak plain HTTP has for an answer to TLS.
+const LAX_TIME: Duration = Duration::from_secs(3);
 
 /// When plain HTTP and certificates that nobody vouches for are taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,8 +84,13 @@ impl Registry {
                 // A proxy has another loopback, and is not to read what stays on this host.
                 options.proxy = Proxy::None;
             }
-            let downloader = Downloader::new(options, downloader.progress().clone());
-            match probe(&downloader, &secure).await {
+            let progress = downloader.progress();
+            // What speaks no TLS may just wait for more.
+            let connect_timeout = options.connect_timeout.min(LAX_TIME);
+            let once =
+                Options { tries: 1, connect_timeout, stall: options.stall.min(LAX_TIME), ..options.clone() };
+            let downloader = Downloader::new(options, progress.clone());
+            match probe(&Downloader::new(once, progress.clone()), &secure).await {
                 Ok(answer) => (downloader, secure, answer),
                 // What cannot be reached at all is not reached by the other way either, but then says so in its words.
                 Err(_) => {

@@ -1,4 +1,6 @@
-//! Registries that mean harm, or lead elsewhere.
+//! Registries that mean harm, or lead elsewhere; those that want a login are in `logins`.
+
+mod logins;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
