@@ -11,7 +11,7 @@ use crate::commands::{print, stdout_colour};
 use crate::exit::Exit;
 use crate::failure::{Failure, Outcome, until_signal};
 use crate::progress::Drawing;
-use crate::report::{Printer, json_line};
+use crate::report::{Printer, Report, json_line};
 use crate::store;
 use crate::table::Table;
 
@@ -158,6 +158,18 @@ struct Shown<'a> {
     reported_version: String,
 }
 
+/// The digest was as published, so whoever published it has put a wrong program into the archive.
+fn another_version(installed: &Installed, says: &str) -> Failure {
+    let version = installed.version;
+    let error = format!("what {} gives as Firecracker {version} says that it is {says}", installed.source);
+    let mut report = Report::plain("DOWNLOAD_FAILED", error, Exit::NotFetched);
+    report.hint = Some(format!(
+        "remove it by `smartvm firecracker rm {version}`, and get it from the official release page: without --base-url and \
+         SMARTVM_FIRECRACKER_URL"
+    ));
+    report.into()
+}
+
 /// Asks the binary for its version: a release that does not run here is told at once, not by the first machine.
 async fn shown(
     releases: &Releases,
@@ -167,6 +179,9 @@ async fn shown(
 ) -> Result<String, Failure> {
     let programs = releases.programs(installed)?;
     let binary = FirecrackerBinary::at(&programs.firecracker).await?;
+    if binary.version.to_string() != installed.version.0.to_string() {
+        return Err(another_version(installed, &binary.version.to_string()));
+    }
     let is_default = |listed: &Listed| listed.default && listed.installed.version == installed.version;
     let default = releases.list()?.iter().any(is_default);
     if printer.json {

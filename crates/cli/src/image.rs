@@ -1,21 +1,21 @@
 //! `smartvm image`: the root file systems of machines, from registries and archives.
 
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use smartvm::images::Store;
 use smartvm::images::image::{
-    self, Format, Image, ImportOptions, ImportSource, Insecure, Named, Platform, PullOptions, Reference,
-    RootKind,
+    self, ExportFormat, ExportTarget, Exported, Format, Image, ImportOptions, ImportSource, Insecure, Named,
+    Platform, PullOptions, Reference, RootKind,
 };
 
 use crate::commands::{print, stdout_colour};
 use crate::exit::Exit;
 use crate::failure::{Outcome, until_signal};
 use crate::progress::Drawing;
-use crate::report::{Printer, json_line, on_one_line};
+use crate::report::{Printer, Report, json_line, on_one_line};
 use crate::store;
 use crate::table::{Table, count, short, size};
 
@@ -114,6 +114,28 @@ JSON: as of `pull`, without was_here")]
         #[arg(value_name = "REF", value_parser = reference)]
         name: Reference,
     },
+    /// Write an image to an archive or a folder: for other tools, and for hosts without its registry.
+    ///
+    /// It leaves as one layer with everything in it. `smartvm image import`, `skopeo copy oci-archive:FILE`, `podman load` and `docker load`
+    /// take it. Sockets are left out: archives have none.
+    #[command(after_help = "\
+Examples:
+  smartvm image export debian:12 -o debian.tar
+  smartvm image export app:1 | ssh other smartvm image import -
+  smartvm image export app:1 --format rootfs-tar | tar -tv
+  smartvm image export app:1 --format oci-dir -o layout/
+
+JSON, with `-o FILE`: {image, manifest, name, entries, sockets, size_bytes}; manifest and name are null for rootfs-tar")]
+    Export {
+        /// The image.
+        image: String,
+        /// A file, over one that is there, or for oci-dir a new or empty folder; `-` is standard output.
+        #[arg(short, long, value_name = "FILE", default_value = "-")]
+        output: PathBuf,
+        /// What to write.
+        #[arg(long, value_enum, default_value_t = ExportArgument::OciTar)]
+        format: ExportArgument,
+    },
     /// Remove a name, and the image with its last name; what it took of the disk goes with the next `smartvm store gc`.
     #[command(after_help = "\
 Examples:
@@ -147,6 +169,27 @@ impl From<FormatArgument> for Format {
             FormatArgument::Auto => Self::Detect,
             FormatArgument::Image => Self::Image,
             FormatArgument::Root => Self::Root,
+        }
+    }
+}
+
+/// What an image becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ExportArgument {
+    /// A tar archive of an OCI layout.
+    OciTar,
+    /// A folder with an OCI layout.
+    OciDir,
+    /// A tar archive of the root file system alone, without what is to run in it.
+    RootfsTar,
+}
+
+impl From<ExportArgument> for ExportFormat {
+    fn from(format: ExportArgument) -> Self {
+        match format {
+            ExportArgument::OciTar => Self::OciTar,
+            ExportArgument::OciDir => Self::OciDirectory,
+            ExportArgument::RootfsTar => Self::RootfsTar,
         }
     }
 }
@@ -212,6 +255,9 @@ pub(crate) async fn run(arguments: ImageArguments, printer: &Printer) -> Outcome
             };
             Ok(print(printer, &text, Exit::Success))
         }
+        ImageCommand::Export { image, output, format } => {
+            export(&store, &image, &output, format, printer).await
+        }
         ImageCommand::Rm { image, force } => {
             let removed = image::remove(&store, &image, force)?;
             let names: Vec<String> = removed.untagged.iter().map(Reference::familiar).collect();
@@ -225,6 +271,47 @@ pub(crate) async fn run(arguments: ImageArguments, printer: &Printer) -> Outcome
             Ok(print(printer, &text, Exit::Success))
         }
     }
+}
+
+/// Writes an image to where it is wanted, and tells about it where that is not the output itself.
+async fn export(
+    store: &Store,
+    image: &str,
+    output: &Path,
+    format: ExportArgument,
+    printer: &Printer,
+) -> Outcome {
+    let is_stream = output.as_os_str() == "-";
+    if is_stream && format == ExportArgument::OciDir {
+        return Err(Report::usage("an OCI layout is a folder: name it with -o DIR").into());
+    }
+    if is_stream && io::stdout().is_terminal() {
+        return Err(
+            Report::usage("an image is nothing for a terminal: name a file with -o, or pipe it on").into()
+        );
+    }
+    let target = match is_stream {
+        true => ExportTarget::Stream("standard output".into(), Box::new(io::stdout())),
+        false => ExportTarget::Path(output.to_owned()),
+    };
+    let drawing = Drawing::new(printer);
+    let progress = drawing.progress();
+    let work = async { Ok(image::export(store, image, format.into(), target, &progress).await?) };
+    let exported = until_signal(work).await?;
+    drop(drawing);
+    let text = match (is_stream, printer.json) {
+        (true, _) => String::new(),
+        (false, true) => json_line(&exported),
+        (false, false) => told(&exported, output),
+    };
+    Ok(print(printer, &text, Exit::Success))
+}
+
+fn told(exported: &Exported, output: &Path) -> String {
+    let name = exported.name.as_ref().map_or_else(|| short(&exported.image), Reference::familiar);
+    let output = on_one_line(&output.display().to_string());
+    let entries = count(exported.entries, "file");
+    format!("wrote {name} to {output}: {entries}, {}\n", size(exported.size_bytes))
 }
 
 /// Tells what has come.

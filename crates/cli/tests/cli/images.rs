@@ -136,3 +136,43 @@ fn what_cannot_be_had_is_told_by_code_status_and_hint() {
         assert!(error["hint"].is_string(), "{arguments:?} {error}");
     }
 }
+
+#[test]
+fn an_image_is_exported_to_files_folders_and_pipes() {
+    let scene = Scene::new();
+    let tar = scene.write("root.tar", root("hello"));
+    scene.output(&["image", "import", tar.to_str().unwrap(), "--name", "one:1"]);
+    let [file, folder] = ["one.tar", "layout"].map(|name| scene.path(name).to_str().unwrap().to_owned());
+    let exported = scene.output(&["image", "export", "one:1", "-o", &file]);
+    let said = text(&exported.stdout);
+    // The root, etc and etc/motd.
+    assert!(said.starts_with(&format!("wrote one:1 to {file}: 3 files, ")), "{exported:?}");
+    let exported =
+        json(&scene.output(&["image", "export", "one:1", "-o", &folder, "--format", "oci-dir", "--json"]));
+    assert!(exported["manifest"].as_str().unwrap().starts_with("sha256:"), "{exported}");
+    assert_eq!(exported["sockets"], 0);
+
+    let piped = scene.output(&["image", "export", "one:1"]);
+    assert_eq!((piped.status.code(), piped.stdout == fs::read(&file).unwrap()), (Some(0), true));
+    let root = scene.output(&["image", "export", "one:1", "--format", "rootfs-tar", "-o", "-"]);
+    let mut archive = tar::Archive::new(root.stdout.as_slice());
+    let paths = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned());
+    assert_eq!(paths.map(|path| path.display().to_string()).collect::<Vec<_>>(), ["./", "etc/", "etc/motd"]);
+
+    // Gone, and back by what was written: with its name.
+    assert_eq!(scene.output(&["image", "rm", "one:1"]).status.code(), Some(0));
+    for from in [&file, &folder] {
+        let imported = scene.output(&["image", "import", from]);
+        assert!(text(&imported.stdout).contains(" (one:1): "), "{imported:?}");
+    }
+
+    for (arguments, status, words) in [
+        (&["one:1", "--format", "oci-dir"][..], 2, "name it with -o DIR"),
+        (&["none:1"], 7, "there is no image `none:1`"),
+        (&["one:1", "-o", "/nowhere/x.tar"], 7, "cannot write to the folder of `/nowhere/x.tar`"),
+    ] {
+        let refused = scene.output(&[&["image", "export"], arguments].concat());
+        assert_eq!(refused.status.code(), Some(status), "{refused:?}");
+        assert!(text(&refused.stderr).contains(words) && refused.stdout.is_empty(), "{refused:?}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::goods::{hex, programs, publish, release};
+use crate::goods::{hex, programs, publish, real, release};
 use crate::scene::{Running, Scene};
 use crate::server::Server;
 use crate::terminal::Console;
@@ -47,6 +47,19 @@ fn a_release_is_installed_asked_for_its_version_and_used() {
     version.env_remove("SMARTVM_FIRECRACKER").env("PATH", "/nowhere").args(["version", "--json"]);
     let version = json(&version.output().unwrap());
     assert_eq!(version["firecracker"]["path"], path.display().to_string());
+}
+
+#[test]
+fn a_program_of_another_version_than_its_release_is_an_error() {
+    let (scene, server) = (Scene::new(), Server::new());
+    let [firecracker, jailer] = real();
+    publish(&server, "v1.13.0", &programs("v1.13.0", &firecracker, &jailer));
+    let installed = output(&scene, &server, &["install", "v1.13.0"]);
+    let said = text(&installed.stderr);
+    assert_eq!(installed.status.code(), Some(9), "{said}");
+    assert!(said.contains("gives as Firecracker v1.13.0 says that it is 1.12.1"), "{said}");
+    assert!(said.contains("smartvm firecracker rm v1.13.0"), "{said}");
+    assert_eq!(output(&scene, &server, &["rm", "v1.13.0"]).status.code(), Some(0));
 }
 
 #[test]
