@@ -186,6 +186,19 @@ pub fn build_now(
     })
 }
 
+/// Does all that [`build_now`] does with the layers of an image, but writes nothing: for fuzzing.
+///
+/// # Errors
+/// As [`build`].
+#[doc(hidden)]
+pub fn rehearse(layers: &[Layer], options: &Options) -> Result<(), RootfsError> {
+    let watch = Watch::new(&Abandoned::never(), &Progress::none(), "rehearse", None);
+    let (tree, _) = merge::layers(layers, true, &options.limits, &watch)?;
+    write::rehearsal(tree, options, &watch, |filler, fills| {
+        fill_from_layers(layers, options, &watch, filler, fills)
+    })
+}
+
 /// Reads the layers again, and gives each file that is left its contents.
 fn fill_from_layers(
     layers: &[Layer],

@@ -12,7 +12,7 @@ use crate::workspace;
 /// What `cargo xtask bench` was asked.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The bench: `start`.
+    /// The bench: `start`, `kernel`, `image`.
     name: String,
     /// Handed to the bench, as `--runs N`; `--help` tells what it takes.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -1,4 +1,4 @@
-//! The developers' commands: `cargo xtask demo`, `test`, `check`, `lab`, `bench`, `leaks`, `setup`.
+//! The developers' commands: `cargo xtask demo`, `test`, `check`, `lab`, `bench`, `fuzz`, `leaks`, `setup`.
 //!
 //! Each command is one module; what they share is `failure` (how a command ends badly) and `command`
 //! (how programs are started). No product code is here and no async runtime, so that the first
@@ -9,6 +9,7 @@ mod check;
 mod command;
 mod demo;
 mod failure;
+mod fuzz;
 mod kvm;
 mod lab;
 mod leaks;
@@ -43,6 +44,8 @@ enum Task {
     Leaks(leaks::Arguments),
     /// Measure against a floor that is measured in the same run.
     Bench(bench::Arguments),
+    /// Feed what reads bytes of strangers with bytes of nobody.
+    Fuzz(fuzz::Arguments),
     /// Run a command inside the emulated KVM host.
     Lab(lab::Arguments),
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Leaks(arguments) => leaks::run(&arguments),
         Task::Check => check::run(),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Lab(arguments) => lab::run(arguments),
     });
     ended.unwrap_or_else(|failure: Failure| failure.report())

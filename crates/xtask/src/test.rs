@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Result};
+use crate::fuzz;
 use crate::kvm;
 use crate::setup::{self, Need};
 use build::Suite;
@@ -51,11 +52,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     if arguments.filter.is_empty() && arguments.package.is_empty() {
         report.add(&Suite::doctests(), Place::Here, session.run_doctests()?);
+        report.fuzz(arguments.full, seed)?;
     }
     if report.passed + report.failed == 0 {
         return Err(Failure::new("no test matches").hint("leave the filter out to run all"));
     }
-    (report.failures, report.left) = session.close();
+    let (failures, left) = session.close();
+    report.failures.extend(failures);
+    report.left = left;
     report.print(started.elapsed());
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -94,6 +98,30 @@ impl Report {
         }
     }
 
+    /// Fuzzes what reads bytes of strangers: each target counts as one test.
+    fn fuzz(&mut self, full: bool, seed: u64) -> Result<()> {
+        let time = if full { fuzz::IN_FULL } else { fuzz::SAMPLE };
+        println!(
+            "test: fuzzing, {} s each and two at a time (building takes minutes the first time)",
+            time.as_secs()
+        );
+        for (target, outcome) in fuzz::all(time, seed)? {
+            self.here += 1;
+            match outcome {
+                Ok(summary) => {
+                    self.passed += 1;
+                    println!("test: fuzz {target} … {summary}");
+                }
+                Err(crash) => {
+                    self.failed += 1;
+                    println!("test: fuzz {target} … {crash}");
+                    self.failures.push(format!("fuzz {target}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn is_good(&self) -> bool {
         self.failed == 0 && self.not_run.is_empty() && self.left.is_empty()
     }
@@ -114,7 +142,7 @@ impl Report {
 }
 
 /// Nothing secret hangs on it: the randomness that std gives its hash maps is enough.
-fn random_seed() -> u64 {
+pub(crate) fn random_seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::process::id())
 }

@@ -18,7 +18,8 @@ const PIECE: usize = 1 << 20;
 /// Collects what is written side by side, leaves out blocks of zeros, and tells the hasher how far the file is
 /// complete.
 pub(super) struct Sink<'a> {
-    file: &'a File,
+    /// Nowhere in a rehearsal.
+    file: Option<&'a File>,
     piece: Vec<u8>,
     /// Where `piece` belongs.
     start: u64,
@@ -33,7 +34,7 @@ pub(super) struct Sink<'a> {
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(file: &'a File, filling: &'a Cell<bool>, complete: Sender<u64>) -> Self {
+    pub(super) fn new(file: Option<&'a File>, filling: &'a Cell<bool>, complete: Sender<u64>) -> Self {
         Self {
             file,
             piece: Vec::with_capacity(PIECE),
@@ -98,7 +99,7 @@ impl RegionSink for Sink<'_> {
 
 /// Writes a piece of a file that is all zeros so far, and answers how much there was to write. The piece begins with
 /// a block.
-fn write_sparsely(file: &File, offset: u64, piece: &[u8]) -> io::Result<u64> {
+fn write_sparsely(file: Option<&File>, offset: u64, piece: &[u8]) -> io::Result<u64> {
     let mut from = 0;
     let mut written = 0;
     while from < piece.len() {
@@ -108,7 +109,9 @@ fn write_sparsely(file: &File, offset: u64, piece: &[u8]) -> io::Result<u64> {
         let blocks = piece[from..].chunks(BLOCK as usize);
         let data: usize = blocks.take_while(|block| !is_zero(block)).map(<[u8]>::len).sum();
         if data > 0 {
-            file.write_all_at(&piece[from..from + data], offset + from as u64)?;
+            if let Some(file) = file {
+                file.write_all_at(&piece[from..from + data], offset + from as u64)?;
+            }
         }
         from += data;
         written += data as u64;

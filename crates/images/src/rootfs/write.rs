@@ -92,30 +92,15 @@ pub(super) fn image(
     watch: &Watch,
     contents: impl FnOnce(&mut Filler<'_, '_>, &[Fill]) -> Result<(), RootfsError>,
 ) -> Result<Built, RootfsError> {
-    let plan = Plan::of(&tree, identities, options);
-    let (blocks, most_inodes) = plan.needs.geometry(&options.room);
-    let mut declared = Err(RootfsError::Layout(String::new()));
-    // The bound is an upper one; should it ever not be, a larger file system is better than none.
-    for extra in [0, blocks / 16 + 256, blocks / 2 + 4096] {
-        declared = declare(&tree, &plan, blocks + extra, most_inodes);
-        if watch.stopped() {
-            return Err(RootfsError::Stopped);
-        }
-        if declared.is_ok() {
-            break;
-        }
-    }
-    let (layout, fills) = declared?;
-    let (uuid, inodes) = (plan.uuid, plan.needs.inodes);
-    drop(plan);
-    drop(tree);
+    let laid_out = LaidOut::of(tree, identities, options, watch)?;
+    let LaidOut { uuid, inodes, layout, fills } = laid_out;
     let size_bytes = layout.image_len();
     file.set_len(0).and_then(|()| file.set_len(size_bytes)).map_err(RootfsError::Write)?;
 
     let (complete, told) = mpsc::channel();
     let (digest, used_bytes) = std::thread::scope(|scope| {
         let hasher = scope.spawn(move || sink::hash(file, &told));
-        let written = fill(&layout, &fills, Sinking { file, complete, size_bytes }, contents);
+        let written = fill(&layout, &fills, Sinking { file: Some(file), complete, size_bytes }, contents);
         let hashed = hasher.join();
         let written = written?;
         match hashed {
@@ -129,9 +114,56 @@ pub(super) fn image(
     Ok(Built { uuid, digest, size_bytes, used_bytes, inodes, entries })
 }
 
+/// A file system before anything of it is written.
+struct LaidOut {
+    uuid: [u8; 16],
+    inodes: u64,
+    layout: Layout,
+    fills: Vec<Fill>,
+}
+
+impl LaidOut {
+    fn of(
+        tree: Tree,
+        identities: &[Option<Digest>],
+        options: &Options,
+        watch: &Watch,
+    ) -> Result<Self, RootfsError> {
+        let plan = Plan::of(&tree, identities, options);
+        let (blocks, most_inodes) = plan.needs.geometry(&options.room);
+        let mut declared = Err(RootfsError::Layout(String::new()));
+        // The bound is an upper one; should it ever not be, a larger file system is better than none.
+        for extra in [0, blocks / 16 + 256, blocks / 2 + 4096] {
+            declared = declare(&tree, &plan, blocks + extra, most_inodes);
+            if watch.stopped() {
+                return Err(RootfsError::Stopped);
+            }
+            if declared.is_ok() {
+                break;
+            }
+        }
+        let (layout, fills) = declared?;
+        let (uuid, inodes) = (plan.uuid, plan.needs.inodes);
+        Ok(Self { uuid, inodes, layout, fills })
+    }
+}
+
+/// Does all that [`image`] does, but writes nothing.
+pub(super) fn rehearsal(
+    tree: Tree,
+    options: &Options,
+    watch: &Watch,
+    contents: impl FnOnce(&mut Filler<'_, '_>, &[Fill]) -> Result<(), RootfsError>,
+) -> Result<(), RootfsError> {
+    let LaidOut { layout, fills, .. } = LaidOut::of(tree, &[], options, watch)?;
+    let (complete, _) = mpsc::channel();
+    let to = Sinking { file: None, complete, size_bytes: layout.image_len() };
+    fill(&layout, &fills, to, contents).map(drop)
+}
+
 /// Where [`fill`] writes.
 struct Sinking<'a> {
-    file: &'a fs::File,
+    file: Option<&'a fs::File>,
     complete: mpsc::Sender<u64>,
     size_bytes: u64,
 }

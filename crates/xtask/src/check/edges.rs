@@ -32,6 +32,7 @@ const DEVELOPERS: &[(&str, &[&str])] = &[
         "smartvm-bench",
         &["smartvm", "smartvm-images", "smartvm-host", "smartvm-firecracker", "smartvm-core", "smartvm-lab"],
     ),
+    ("smartvm-fuzz", &["smartvm-images"]),
     ("xtask", &["smartvm-lab", "smartvm-images", "smartvm-core"]),
 ];
 

@@ -31,6 +31,7 @@ pub(crate) enum Needs {
 
 /// Packages whose unit tests start no Firecracker.
 const WITHOUT_KVM: &[&str] = &[
+    "smartvm-fuzz",
     "smartvm-core",
     "smartvm-firecracker",
     "smartvm-images",
