@@ -25,7 +25,10 @@ use tempfile::TempDir;
 fn build(contents: &Contents, image: &Path) -> Built {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(image).unwrap();
     let options = Options::default();
-    build_now(contents, &file, &options, &Progress::none(), &Abandoned::never()).unwrap()
+    let built = build_now(contents, &file, &options, &Progress::none(), &Abandoned::never()).unwrap();
+    let hashed = Command::new("sha256sum").arg(image).output().unwrap();
+    assert!(hashed.stdout.starts_with(built.digest.hex().as_bytes()), "the digest is that of the file");
+    built
 }
 
 /// The tree as GNU tar packs it, with everything it can pack (no sockets).

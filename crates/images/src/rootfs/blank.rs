@@ -17,6 +17,7 @@ use mkext4::spec::{
 };
 
 use super::error::RootfsError;
+use super::sink;
 use super::size::GROUP;
 use super::sparse::BLOCK;
 
@@ -46,7 +47,7 @@ pub fn blank(file: &File, size_bytes: u64, uuid: [u8; 16]) -> Result<(), RootfsE
     if !SIZES.contains(&size_bytes) {
         return Err(RootfsError::Layout(format!("{size_bytes} bytes are not between 16 MiB and 16 TiB")));
     }
-    file.set_len(0).and_then(|()| file.set_len(size_bytes)).map_err(RootfsError::Write)?;
+    sink::empty(file, size_bytes).map_err(RootfsError::Write)?;
     let blank = Blank::new(size_bytes, uuid);
     blank.write(file).map_err(RootfsError::Write)
 }

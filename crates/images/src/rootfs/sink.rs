@@ -23,10 +23,9 @@ pub(super) struct Sink<'a> {
     piece: Vec<u8>,
     /// Where `piece` belongs.
     start: u64,
-    /// Whether the metadata are written. They come first, and from then on the file is complete up to where is
-    /// written.
+    /// Whether the metadata are written. They come first, and are all over the file.
     filling: &'a Cell<bool>,
-    /// Whether contents were written already.
+    /// Whether the current piece is of contents. From then on the file is complete up to where is written.
     filled: bool,
     /// Bytes that were written: all but zeros.
     written: u64,
@@ -122,6 +121,16 @@ fn write_sparsely(file: Option<&File>, offset: u64, piece: &[u8]) -> io::Result<
 fn is_zero(block: &[u8]) -> bool {
     // In steps: the compiler makes each of them a few instructions, and most blocks end at the first.
     block.chunks(64).all(|step| step.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+/// Makes the file one hole of this size.
+pub(super) fn empty(file: &File, size: u64) -> io::Result<()> {
+    // Where it is empty already, nothing is truncated: ext4 would take that for the replacement of an old content, and
+    // write out all of the new one when the file is closed.
+    if file.metadata()?.len() > 0 {
+        file.set_len(0)?;
+    }
+    file.set_len(size)
 }
 
 /// Hashes the file as far as it is complete, until it is told no more.

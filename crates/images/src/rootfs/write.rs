@@ -95,7 +95,7 @@ pub(super) fn image(
     let laid_out = LaidOut::of(tree, identities, options, watch)?;
     let LaidOut { uuid, inodes, layout, fills } = laid_out;
     let size_bytes = layout.image_len();
-    file.set_len(0).and_then(|()| file.set_len(size_bytes)).map_err(RootfsError::Write)?;
+    sink::empty(file, size_bytes).map_err(RootfsError::Write)?;
 
     let (complete, told) = mpsc::channel();
     let (digest, used_bytes) = std::thread::scope(|scope| {
