@@ -117,3 +117,66 @@ fn an_empty_layer_makes_an_empty_root() {
     assert_eq!((built.inodes, built.entries), (1, 0));
     assert_eq!(mkext4::reader::Fs::open(&read(&file)[..]).unwrap().verify().unwrap(), []);
 }
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_stopped() {
+    let scratch = tempfile::tempdir().unwrap();
+    std::fs::write(scratch.path().join("a"), b"a").unwrap();
+    let layers = Contents::Layers(vec![Archive::default().file("a", &[1; 5000]).layer()]);
+    let directory = Contents::Directory(super::super::Directory::new(scratch.path()));
+    for contents in [layers, directory] {
+        let (started, has_started) = tokio::sync::oneshot::channel();
+        let (ended, has_ended) = std::sync::mpsc::channel();
+        let work = crate::blocking::blocking(move |abandoned| {
+            let _ = started.send(());
+            while !abandoned.is() {
+                std::thread::yield_now();
+            }
+            let file = tempfile::tempfile().unwrap();
+            let _ =
+                ended.send(build_now(&contents, &file, &Options::default(), &Progress::none(), abandoned));
+        });
+        tokio::select! {
+            () = work => panic!("it waits until nobody does"),
+            _ = has_started => {}
+        }
+        let made = has_ended.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+        assert!(matches!(made, Err(RootfsError::Stopped)), "{made:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_changes_meanwhile_is_refused_by_the_name_of_the_file() {
+    use super::super::{Directory, directory, write};
+    use std::fs;
+    let changes: [fn(&std::path::Path); 5] = [
+        |dir| fs::write(dir.join("d/f"), b"longer than it was").unwrap(),
+        |dir| fs::write(dir.join("d/f"), b"s").unwrap(),
+        |dir| fs::remove_file(dir.join("d/f")).unwrap(),
+        |dir| {
+            fs::rename(dir.join("d/f"), dir.join("d/g")).unwrap();
+            std::os::unix::fs::symlink("/etc/passwd", dir.join("d/f")).unwrap();
+        },
+        |dir| {
+            fs::rename(dir.join("d"), dir.join("e")).unwrap();
+            std::os::unix::fs::symlink("e", dir.join("d")).unwrap();
+        },
+    ];
+    for change in changes {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::create_dir(scratch.path().join("d")).unwrap();
+        fs::write(scratch.path().join("d/f"), b"as it was").unwrap();
+        let watch = Watch::new(&Abandoned::never(), &Progress::none(), "test", None);
+        let (file, options) = (tempfile::tempfile().unwrap(), Options::default());
+        let directory = Directory::new(scratch.path());
+        let (tree, scanned) = directory::scan(&directory, &file, &options.limits, &watch).unwrap();
+        change(scratch.path());
+        let made = write::image(tree, 2, &[], &file, &options, &watch, |filler, fills| {
+            directory::fill(&scanned, &watch, filler, fills)
+        });
+        match made {
+            Err(RootfsError::Changed { path }) => assert_eq!(path, scratch.path().join("d/f")),
+            other => panic!("{other:?}"),
+        }
+    }
+}
