@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     Check(CheckArguments),
     /// Find out what this host can run, by booting a tiny guest; each failed check comes with its fix.
     #[command(after_help = "Examples:\n  smartvm doctor\n  smartvm doctor --json | jq .linux_guests")]

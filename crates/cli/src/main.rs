@@ -79,7 +79,7 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
 
 async fn dispatch(command: Command, verbose: u8, printer: &Printer) -> ExitCode {
     match command {
-        Command::Run(arguments) => run::run(arguments, verbose, printer).await,
+        Command::Run(arguments) => run::run(*arguments, verbose, printer).await,
         Command::Owner { .. } => run::own().await,
         Command::Check(arguments) => commands::check(arguments, printer).await.into(),
         Command::Doctor(arguments) => commands::doctor(arguments, printer).await.into(),

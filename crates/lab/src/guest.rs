@@ -9,6 +9,7 @@ use crate::cache::{Cache, Key, remove, run_to_end};
 use crate::cpio::Archive;
 use crate::debian::{KernelSeries, Parts, kernel_package};
 use crate::fault::{AtPath, Fault, Result};
+use crate::registry::{Registry, RegistryOptions, minbase_layout};
 use crate::{modules, workspace};
 
 /// Where an initramfs of ours keeps its modules, in the order of their names.
@@ -48,6 +49,9 @@ pub struct Assets {
     pub stable: PathBuf,
     /// See `stable`.
     pub backports: PathBuf,
+    /// A folder with Debian's `docker-registry`, and its storage with the image `debian:minbase`: see
+    /// [`Assets::serve_images`].
+    pub registry: PathBuf,
 }
 
 impl Assets {
@@ -78,13 +82,26 @@ impl Assets {
             squashfs: dir.join("busybox.squashfs"),
             stable: dir.join("stable.deb"),
             backports: dir.join("backports.deb"),
+            registry: dir.join("registry"),
         }
     }
 
     /// All that is in the directory.
-    pub(crate) fn files(&self) -> [&Path; 7] {
-        let Self { vmlinux, initrd, boot_args: _, modules, busybox, squashfs, stable, backports } = self;
-        [vmlinux, initrd, modules, busybox, squashfs, stable, backports].map(PathBuf::as_path)
+    pub(crate) fn files(&self) -> [&Path; 8] {
+        let Self { vmlinux, initrd, boot_args: _, modules, busybox, squashfs, stable, backports, registry } =
+            self;
+        [vmlinux, initrd, modules, busybox, squashfs, stable, backports, registry].map(PathBuf::as_path)
+    }
+
+    /// Starts Debian's registry on loopback, with the image `debian:minbase` in it. `dir` is for its files.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn serve_images(&self, dir: &Path) -> Result<Registry> {
+        let storage = dir.join("storage");
+        std::os::unix::fs::symlink(self.registry.join("storage"), &storage).at("cannot make", &storage)?;
+        let program = Some(self.registry.join("docker-registry"));
+        Registry::start(dir, RegistryOptions { program, ..RegistryOptions::default() })
     }
 
     /// A Firecracker config file that boots this guest on one vCPU with 128 MiB.
@@ -114,7 +131,11 @@ pub fn assets(cache: &Cache) -> Result<Assets> {
         .into_iter()
         .collect::<Result<Vec<_>>>()?;
     let files: Vec<&Path> = packages.iter().chain([init]).map(PathBuf::as_path).collect();
-    let key = Key::of([Key::of_files(&files)?.as_str(), parts.kernel(), "3"].map(str::as_bytes));
+    let layout = minbase_layout(cache)?;
+    let image = layout.join("index.json");
+    let image = Key::of_files(&[&image])?;
+    let key =
+        Key::of([Key::of_files(&files)?.as_str(), parts.kernel(), image.as_str(), "4"].map(str::as_bytes));
     let dir = cache.entry("guest", &key, 6, |dir| {
         let assets = Assets::within(dir);
         initramfs(&assets.initrd, init, &parts, &WANTED)?;
@@ -124,9 +145,20 @@ pub fn assets(cache: &Cache) -> Result<Assets> {
             fs::hard_link(&from, to).or_else(|_| fs::copy(&from, to).map(drop)).at("cannot make", to)?;
         }
         copy_modules(&parts, &assets.modules)?;
+        copy_registry(&layout, &assets.registry)?;
         squashfs(&parts, &assets.squashfs)
     })?;
     Ok(Assets::within(&dir))
+}
+
+/// The registry's program, and a storage that the image was pushed to.
+fn copy_registry(layout: &Path, to: &Path) -> Result<()> {
+    fs::create_dir(to).at("cannot make", to)?;
+    let mut registry = Registry::start(to, RegistryOptions::default())?;
+    registry.push(layout, "debian:minbase")?;
+    registry.kill();
+    let copy = to.join("docker-registry");
+    fs::copy("/usr/bin/docker-registry", &copy).at("cannot make", &copy).map(drop)
 }
 
 /// The modules that a machine with an image needs.

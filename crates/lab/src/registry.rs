@@ -27,6 +27,8 @@ pub struct RegistryOptions {
     pub login: Option<(String, String)>,
     /// The PEM files of a certificate and its key: TLS instead of plain HTTP.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// The program, when it is not `docker-registry` on PATH.
+    pub program: Option<PathBuf>,
 }
 
 /// A running registry; it ends when dropped. Its files lie in the directory that was given.
@@ -108,7 +110,8 @@ impl Registry {
         let _ = fs::remove_file(&log);
         let out = File::create(&log).at("cannot make", &log)?;
         let err = out.try_clone().at("cannot open", &log)?;
-        let process = Command::new("docker-registry")
+        let program = self.options.program.as_deref().unwrap_or(Path::new("docker-registry"));
+        let process = Command::new(program)
             .arg("serve")
             .arg(&config)
             .stdin(Stdio::null())

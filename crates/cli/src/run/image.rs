@@ -240,7 +240,7 @@ impl<'a> Answer<'a> {
     }
 }
 
-fn text(planned: &Planned) -> Result<String, Report> {
+fn text(planned: &Planned) -> Result<String, Failure> {
     let plan = &planned.plan;
     let config = serde_json::to_string_pretty(&plan.config)
         .map_err(|error| Report::plain("HOST", "cannot print the config", Exit::Internal).because(&error))?;

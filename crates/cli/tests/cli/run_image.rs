@@ -1,5 +1,5 @@
 //! `smartvm run IMAGE` with tiny guests in the kernel's place: what is made, told and released. That images boot:
-//! `../linux_image.rs`.
+//! `../linux_image`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

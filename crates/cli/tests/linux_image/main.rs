@@ -1,161 +1,17 @@
 //! Images by `smartvm run`, in Linux guests: each boots to its own shell, which is spoken to over the console. Fails
 //! where no Linux guest can run: `cargo xtask test` chooses the place.
 
+mod scene;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
 
+use scene::Scene;
 use sha2::{Digest, Sha256};
 use smartvm::images::Progress;
 use smartvm::images::image::{ImageConfig, ImportOptions, ImportSource};
-use smartvm_lab::guest::Assets;
-
-/// Under emulation a boot takes five seconds, and importing a kernel ten; on a busy machine several times as long.
-const PATIENCE: Duration = Duration::from_secs(180);
-
-/// Directories of its own for smartvm, with a store and a runtime directory.
-struct Scene {
-    dir: tempfile::TempDir,
-    assets: Assets,
-}
-
-impl Scene {
-    fn new() -> Self {
-        let assets = Assets::from_env().expect("a Linux guest");
-        Self { dir: tempfile::tempdir().expect("a directory"), assets }
-    }
-
-    fn smartvm(&self) -> Command {
-        let program = std::env::var_os("SMARTVM_BIN")
-            .map_or_else(|| env!("CARGO_BIN_EXE_smartvm").into(), PathBuf::from);
-        let mut command = Command::new(program);
-        command
-            .env("SMARTVM_FIRECRACKER", smartvm_lab::firecracker())
-            .env("SMARTVM_RUNTIME_DIR", self.dir.path().join("run"))
-            .env("SMARTVM_DATA_DIR", self.dir.path().join("data"));
-        command
-    }
-
-    /// Runs it to its end, which must be a good one.
-    fn done(&self, arguments: &[&str]) -> Output {
-        let output = self.smartvm().args(arguments).output().expect("smartvm starts");
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        output
-    }
-
-    fn run(&self, arguments: &[&str]) -> Run {
-        let mut command = self.smartvm();
-        command
-            .arg("run")
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().expect("smartvm starts");
-        let (sender, output) = channel();
-        let mut stdout = child.stdout.take().expect("its output");
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = stdout.read(&mut buffer) {
-                let _ = sender.send(String::from_utf8_lossy(&buffer[..count]).into_owned());
-            }
-        });
-        let input = child.stdin.take();
-        Run { child, input, output, seen: String::new(), passed: 0 }
-    }
-
-    /// What machines left: nothing, once they have ended.
-    fn assert_nothing_is_left(&self) {
-        for dir in ["run/machines", "data/machines", "data/store/uses"] {
-            let left: Vec<_> = match fs::read_dir(self.dir.path().join(dir)) {
-                Ok(entries) => entries.map(|entry| entry.expect("an entry").path()).collect(),
-                Err(_) => continue,
-            };
-            assert!(left.is_empty(), "{left:?}");
-        }
-    }
-}
-
-/// `smartvm run` and its console.
-struct Run {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: Receiver<String>,
-    seen: String,
-    /// How much of it was looked at.
-    passed: usize,
-}
-
-impl Run {
-    fn say(&mut self, line: &str) {
-        let input = self.input.as_mut().expect("its input");
-        input.write_all(format!("{line}\n").as_bytes()).expect("the guest takes input");
-    }
-
-    /// Reads the console until this text comes, behind what was awaited before.
-    fn await_text(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(at) = self.seen[self.passed..].find(text) {
-                self.passed += at + text.len();
-                return;
-            }
-            match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(more) => self.seen += &more,
-                Err(error) => {
-                    let _ = self.child.kill();
-                    let said = self.errors();
-                    panic!("no {text:?} on the console ({error}):\n{}\n{said}", self.seen);
-                }
-            }
-        }
-    }
-
-    fn errors(&mut self) -> String {
-        let mut said = Vec::new();
-        if let Some(mut stderr) = self.child.stderr.take() {
-            let _ = stderr.read_to_end(&mut said);
-        }
-        String::from_utf8_lossy(&said).into_owned()
-    }
-
-    /// Waits for the end. The status, the console and standard error.
-    fn end(mut self) -> (Option<i32>, String, String) {
-        let deadline = Instant::now() + PATIENCE;
-        while let Ok(more) = self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            self.seen += &more;
-        }
-        let said = self.errors();
-        let status = self.child.wait().expect("its status").code();
-        (status, std::mem::take(&mut self.seen), said)
-    }
-
-    /// The shell that the image boots to answers, and how it exits is how smartvm exits.
-    fn is_a_shell_of(mut self, scene: &Scene, release: &str) {
-        // Its prompt: what is typed earlier may be lost, as on any serial line.
-        self.await_text("# ");
-        self.say("echo answer:$((6*7)):$(cat /proc/sys/kernel/osrelease)");
-        self.await_text(&format!("answer:42:{release}"));
-        self.say("echo written >/var-test && cat /var-test");
-        self.await_text("written\r");
-        self.say("exit 7");
-        let (status, console, said) = self.end();
-        assert_eq!(status, Some(7), "{console}\n{said}");
-        assert!(!console.contains("smartvm-guest:"), "the report is no part of the console:\n{console}");
-        scene.assert_nothing_is_left();
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn sha256(path: &Path) -> String {
     let bytes = fs::read(path).expect("a file");
@@ -219,7 +75,7 @@ fn a_base_image_boots_from_its_manifest_to_its_shell() {
     });
     fs::write(&manifest, text.to_string()).expect("a manifest");
     scene.done(&["kernel", "pull", "hosted", "--manifest", &format!("{at}/manifest.json")]);
-    scene.run(&["base:lab-1"]).is_a_shell_of(&scene, "6.1.");
+    scene.run(&["base:lab-1"]).answers_as_a_shell_of(&scene, "6.1.");
     // A command instead of the shell; its failure is told with its step.
     let (status, console, said) = scene.run(&["--read-only", "base:hosted", "/bin/nosuch"]).end();
     assert_eq!(status, Some(11), "{console}\n{said}");
@@ -271,8 +127,10 @@ fn a_directory_boots_as_an_image_under_debians_kernels() {
     }
     import_busybox(&scene, "busybox:lab");
     // The first kernel is the default.
-    scene.run(&["busybox:lab"]).is_a_shell_of(&scene, "6.1.");
-    scene.run(&["--kernel", "backports", "--memory", "256M", "busybox:lab"]).is_a_shell_of(&scene, "6.12.");
+    scene.run(&["busybox:lab"]).answers_as_a_shell_of(&scene, "6.1.");
+    scene
+        .run(&["--kernel", "backports", "--memory", "256M", "busybox:lab"])
+        .answers_as_a_shell_of(&scene, "6.12.");
 
     // What is asked for arrives, however long it is.
     let long = format!("LONG={}", "x".repeat(3000));
