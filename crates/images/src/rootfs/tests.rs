@@ -1,5 +1,6 @@
 //! Layers and what they make, on trees small enough to be written out.
 
+mod exported;
 mod hostile;
 mod layers;
 mod made;
