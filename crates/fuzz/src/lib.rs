@@ -74,9 +74,11 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    type Target = (&'static str, fn(&[u8]));
+
     #[test]
     fn what_was_kept_passes() {
-        let targets: [(&str, fn(&[u8])); 4] = [
+        let targets: [Target; 4] = [
             ("tar-merge", super::tar_merge),
             ("bzimage", super::bzimage),
             ("modules-dep", super::modules_dep),

@@ -98,8 +98,11 @@ impl Extended {
     }
 }
 
+/// Key, value, and what follows them.
+type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
 /// The first record, `LENGTH KEY=VALUE\n`, and what follows it.
-fn record(records: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Problem> {
+fn record(records: &[u8]) -> Result<Record<'_>, Problem> {
     const MALFORMED: Problem = "has a malformed PAX header";
     let space = records.iter().position(|byte| *byte == b' ').ok_or(MALFORMED)?;
     let length = usize::try_from(number(&records[..space]).map_err(|_| MALFORMED)?).map_err(|_| MALFORMED)?;

@@ -107,10 +107,10 @@ fn write_sparsely(file: Option<&File>, offset: u64, piece: &[u8]) -> io::Result<
         from += zeros;
         let blocks = piece[from..].chunks(BLOCK as usize);
         let data: usize = blocks.take_while(|block| !is_zero(block)).map(<[u8]>::len).sum();
-        if data > 0 {
-            if let Some(file) = file {
-                file.write_all_at(&piece[from..from + data], offset + from as u64)?;
-            }
+        if data > 0
+            && let Some(file) = file
+        {
+            file.write_all_at(&piece[from..from + data], offset + from as u64)?;
         }
         from += data;
         written += data as u64;

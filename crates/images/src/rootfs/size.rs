@@ -99,7 +99,7 @@ fn overhead(blocks: u64, inodes: u64) -> u64 {
 }
 
 fn table_blocks(groups: u64, inodes: u64) -> u64 {
-    inodes.div_ceil(groups).next_multiple_of(16) / 16
+    inodes.div_ceil(groups).div_ceil(16)
 }
 
 /// The last groups must have room for their own metadata.
@@ -117,7 +117,7 @@ fn ending_well(blocks: u64, inodes: u64) -> u64 {
 fn has_backup(group: u64) -> bool {
     let is_power = |base: u64| {
         let mut rest = group;
-        while rest % base == 0 {
+        while rest.is_multiple_of(base) {
             rest /= base;
         }
         rest == 1

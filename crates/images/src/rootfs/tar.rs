@@ -298,7 +298,7 @@ impl<'a> Entries<'a> {
         } else if sparse.major.is_some_and(|major| major != 0) {
             return Err(TarError::Malformed("is sparse in a format that is not known"));
         }
-        if numbers.len() % 2 != 0 || numbers.len() > 2 * SPARSE_RANGES {
+        if !numbers.len().is_multiple_of(2) || numbers.len() > 2 * SPARSE_RANGES {
             return Err(TarError::Malformed("has a malformed sparse map"));
         }
         Map::new(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])), size).map_err(TarError::Malformed)

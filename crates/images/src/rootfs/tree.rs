@@ -250,9 +250,8 @@ impl Tree {
             return Err("is one hardlink too many for one file");
         }
         inode.names += 1;
-        match self.directory(parent)?.names.insert(name.into(), Name { id, layer }) {
-            Some(old) => self.unlinked(old.id),
-            None => {}
+        if let Some(old) = self.directory(parent)?.names.insert(name.into(), Name { id, layer }) {
+            self.unlinked(old.id);
         }
         Ok(())
     }

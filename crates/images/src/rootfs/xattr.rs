@@ -42,7 +42,7 @@ fn acl(value: &[u8]) -> Result<Box<[u8]>, Problem> {
     const USER: u16 = 0x02;
     const GROUP: u16 = 0x08;
     let entries = value.strip_prefix(&2u32.to_le_bytes()).ok_or(MALFORMED)?;
-    if entries.len() % 8 != 0 {
+    if !entries.len().is_multiple_of(8) {
         return Err(MALFORMED);
     }
     let mut stored = 1u32.to_le_bytes().to_vec();
