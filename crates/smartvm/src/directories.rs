@@ -32,7 +32,7 @@ impl Directories {
     /// The store, made when it is not there, in a data directory that is ours alone.
     ///
     /// # Errors
-    /// See [`DirectoryError`] and [`StoreError`](smartvm_images::store::StoreError).
+    /// See [`DirectoryError`] and [`StoreError`].
     pub fn open_store(&self) -> Result<Store, OpenStoreError> {
         make_private(&self.data)?;
         Ok(Store::open(&self.store_dir())?)
