@@ -97,7 +97,8 @@ async fn a_password_is_asked_for_over_tls_and_taken_from_a_file() {
     fs::write(&pem, certificate.cert.pem()).unwrap();
     fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
     let login = Some(("me".to_owned(), "hush-hush".to_owned()));
-    let bench = Bench::with(RegistryOptions { login, tls: Some((pem.clone(), key)), ..RegistryOptions::default() });
+    let bench =
+        Bench::with(RegistryOptions { login, tls: Some((pem.clone(), key)), ..RegistryOptions::default() });
     bench.push("private:1", &[bench.tar(&[("a", b"a")])]);
 
     let auth = dir.path().join("auth.json");

@@ -25,49 +25,54 @@ pub(crate) struct RunImageArguments {
     #[arg(value_name = "IMAGE", required_unless_present = "config_file", conflicts_with = "config_file")]
     pub(crate) image: Option<String>,
     /// What to run in it, in place of the image's own command. Options of `run` come before the image.
-    #[arg(value_name = "COMMAND", requires = "image", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(
+        value_name = "COMMAND",
+        conflicts_with = "config_file",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
     command: Vec<String>,
     /// The kernel to boot (`smartvm kernel ls`); else the one that a base image came with, else the default.
-    #[arg(long, value_name = "NAME", requires = "image", help_heading = IMAGE)]
+    #[arg(long, value_name = "NAME", conflicts_with = "config_file", help_heading = IMAGE)]
     kernel: Option<String>,
     /// Virtual CPUs, 1 to 32. Default: 1.
-    #[arg(long, value_name = "NUMBER", requires = "image", help_heading = IMAGE)]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "config_file", help_heading = IMAGE)]
     cpus: Option<u64>,
     /// Memory: `512M`, `2G`. Default: 512M.
-    #[arg(long, short, value_name = "SIZE", requires = "image", value_parser = size, help_heading = IMAGE)]
+    #[arg(long, short, value_name = "SIZE", conflicts_with = "config_file", value_parser = size, help_heading = IMAGE)]
     memory: Option<u64>,
     /// A variable for the command: NAME=value, or NAME to take this environment's (repeatable).
-    #[arg(long, short, value_name = "NAME[=VALUE]", requires = "image", value_parser = variable, help_heading = IMAGE)]
+    #[arg(long, short, value_name = "NAME[=VALUE]", conflicts_with = "config_file", value_parser = variable, help_heading = IMAGE)]
     env: Vec<(String, String)>,
     /// The directory to start in.
-    #[arg(long, short, value_name = "DIR", requires = "image", help_heading = IMAGE)]
+    #[arg(long, short, value_name = "DIR", conflicts_with = "config_file", help_heading = IMAGE)]
     workdir: Option<String>,
     /// As whom to run: `user` or `user:group`, names of the image or ids.
-    #[arg(long, short, value_name = "USER", requires = "image", help_heading = IMAGE)]
+    #[arg(long, short, value_name = "USER", conflicts_with = "config_file", help_heading = IMAGE)]
     user: Option<String>,
     /// The program to run in place of the image's entrypoint and command; "" for the command alone.
-    #[arg(long, value_name = "PROGRAM", requires = "image", help_heading = IMAGE)]
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "config_file", help_heading = IMAGE)]
     entrypoint: Option<String>,
     /// The guest's host name. Default: the machine's name.
-    #[arg(long, value_name = "NAME", requires = "image", help_heading = IMAGE)]
+    #[arg(long, value_name = "NAME", conflicts_with = "config_file", help_heading = IMAGE)]
     hostname: Option<String>,
     /// How large the machine's own disk may grow; it takes no more room than is written. Default: 8G.
-    #[arg(long, value_name = "SIZE", requires = "image", value_parser = size, help_heading = IMAGE)]
+    #[arg(long, value_name = "SIZE", conflicts_with = "config_file", value_parser = size, help_heading = IMAGE)]
     disk_size: Option<u64>,
     /// Keep what the machine writes in its memory, not on a disk.
-    #[arg(long, requires = "image", conflicts_with = "disk_size", help_heading = IMAGE)]
+    #[arg(long, conflicts_with = "config_file", conflicts_with = "disk_size", help_heading = IMAGE)]
     tmpfs_root: bool,
     /// Let the machine write nowhere but to /run and /tmp, which are memory.
-    #[arg(long, requires = "image", conflicts_with_all = ["disk_size", "tmpfs_root"], help_heading = IMAGE)]
+    #[arg(long, conflicts_with = "config_file", conflicts_with_all = ["disk_size", "tmpfs_root"], help_heading = IMAGE)]
     read_only: bool,
     /// More parameters for the kernel's command line.
-    #[arg(long, value_name = "PARAMETERS", requires = "image", allow_hyphen_values = true, help_heading = IMAGE)]
+    #[arg(long, value_name = "PARAMETERS", conflicts_with = "config_file", allow_hyphen_values = true, help_heading = IMAGE)]
     kernel_args: Option<String>,
     /// When to pull the image from its registry.
-    #[arg(long, value_name = "WHEN", requires = "image", default_value = "missing", help_heading = IMAGE)]
+    #[arg(long, value_name = "WHEN", conflicts_with = "config_file", default_value = "missing", help_heading = IMAGE)]
     pull: Pull,
     /// Start nothing: print the Firecracker config, and the kernel's command line with a reason for each parameter.
-    #[arg(long, requires = "image", help_heading = IMAGE)]
+    #[arg(long, conflicts_with = "config_file", help_heading = IMAGE)]
     pub(crate) dry_run: bool,
 }
 
