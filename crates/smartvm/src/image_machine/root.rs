@@ -25,7 +25,7 @@ pub struct RootImage {
     pub id: Option<Uuid>,
     /// What is to run in it.
     pub process: ImageProcess,
-    /// The kernel that it came with.
+    /// The kernel that it came with, for the image of a base image by whatever name.
     pub kernel: Option<String>,
 }
 
@@ -42,7 +42,10 @@ impl RootImage {
             None => {
                 let found = image::resolve(store, name)?;
                 let known = found.names.first().map(image::Reference::familiar);
-                Self::of_image(&found.image, known.unwrap_or_else(|| name.to_owned()))
+                let root = Self::of_image(&found.image, known.unwrap_or_else(|| name.to_owned()))?;
+                // A base image boots with its own kernel, whatever it is called.
+                let bundle = smartvm_images::base::image::of_image(store, found.image.id)?;
+                Ok(Self { kernel: bundle.map(|bundle| bundle.kernel), ..root })
             }
         }
     }
@@ -100,4 +103,51 @@ fn base_image(store: &Store, name: &str) -> Result<Option<BaseImage>, ImageMachi
     let mut records = store.records::<BaseImage>(Kind::Base)?.records;
     records.retain(|record| record.value.preset.as_str() == name);
     Ok(records.into_iter().max_by_key(|record| record.created).map(|record| record.value))
+}
+
+#[cfg(test)]
+mod tests {
+    use smartvm_images::base::Preset;
+    use smartvm_images::image::{ImportOptions, ImportSource};
+    use smartvm_images::progress::Progress;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_base_image_boots_with_its_own_kernel_by_whatever_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let tree = dir.path().join("tree");
+        std::fs::create_dir(&tree).unwrap();
+        let options = ImportOptions::default();
+        let imported = image::import(&store, ImportSource::Path(tree), &options, &Progress::none()).await;
+        let made = imported.unwrap().image;
+        let id = made.id.to_string();
+        image::tag(&store, &id, &"mine".parse().unwrap()).unwrap();
+        assert_eq!(RootImage::find(&store, "mine").unwrap().kernel, None);
+        let bundle = BaseImage {
+            bundle_id: "ci".into(),
+            name: "CI".into(),
+            preset: Preset::Latest,
+            arch: "x86_64".into(),
+            ci_version: None,
+            firecracker_version: "1.12.1".parse().unwrap(),
+            kernel: "base-ci".into(),
+            kernel_sha256: made.root.digest,
+            kernel_source: String::new(),
+            image: made.id,
+            rootfs: made.root.digest,
+            rootfs_source: String::new(),
+            rootfs_size: made.root.size_bytes,
+            rootfs_type: RootfsType::Ext4,
+            rootfs_is_read_only: true,
+            boot_args: String::new(),
+            origin: String::new(),
+        };
+        store.put(Kind::Base, "ci", &bundle, &[bundle.rootfs]).unwrap();
+        for name in ["mine", &id, "base:ci", "base:latest"] {
+            let found = RootImage::find(&store, name).unwrap();
+            assert_eq!(found.kernel.as_deref(), Some("base-ci"), "{name}");
+        }
+    }
 }
