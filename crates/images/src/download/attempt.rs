@@ -175,6 +175,12 @@ impl Filling<'_> {
                 length
             }
             206 => match content_range(&response) {
+                // It should have sent the whole. With a digest, that finds out in the end.
+                _ if self.request.digest.is_none() && is_of_another(&always, response.headers()) => {
+                    self.sink.restart()?;
+                    let why = "it sent the rest of another version than the one that was begun".into();
+                    return Err(DownloadError::Protocol { url: shown(url), why });
+                }
                 (Some(from), total) if from == self.sink.len() && total.is_none_or(|total| total >= from) => {
                     total.or(length.and_then(|length| length.checked_add(from)))
                 }
@@ -295,6 +301,14 @@ fn content_range(response: &Response) -> (Option<u64>, Option<u64>) {
     };
     let from = range.split_once('-').and_then(|(from, _)| from.parse().ok());
     (from, total.parse().ok())
+}
+
+/// Whether an answer to a range names another version than the `If-Range` that was asked for. Silence is consent: a server
+/// need not repeat the time of the last change.
+fn is_of_another(asked: &HeaderMap, answer: &HeaderMap) -> bool {
+    let Some(wanted) = asked.get(IF_RANGE) else { return false };
+    let name = if wanted.as_bytes().starts_with(b"\"") { ETAG } else { LAST_MODIFIED };
+    answer.get(name).is_some_and(|got| got != wanted)
 }
 
 /// What identifies these very bytes: a strong entity tag, else the time of the last change.

@@ -164,6 +164,30 @@ async fn ranges_that_were_not_asked_for_are_refused() {
 }
 
 #[tokio::test]
+async fn the_rest_of_another_version_is_not_appended() {
+    const OLD: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+    const NEW: &str = "Mon, 07 Nov 1994 08:49:37 GMT";
+    let (old, new) = (noise(1000), noise(1001)[1..].to_vec());
+    for (header, old_tag, new_tag) in [("etag", "\"1\"", "\"2\""), ("last-modified", OLD, NEW)] {
+        let (before_it, served) = (old.clone(), new.clone());
+        // It knows ranges, and does not look at the condition.
+        let server = Server::new(move |_, before| match before {
+            0 => Reply::new(200, &[(header, old_tag)], before_it.clone()).cut(400),
+            1 => {
+                let range = ("content-range", "bytes 400-999/1000");
+                Reply::new(206, &[(header, new_tag), range], &served[400..])
+            }
+            _ => Reply::new(200, &[(header, new_tag)], served.clone()),
+        })
+        .await;
+        let bench = Bench::new();
+        assert_eq!(bench.fetch(&unknown(server.url("/x"))).await.unwrap(), new, "{header}");
+        assert_eq!(server.asked()[1].header("if-range"), Some(old_tag));
+        assert_eq!(ranges(&server), [None, Some("bytes=400-".into()), None]);
+    }
+}
+
+#[tokio::test]
 async fn dropping_the_future_stops_the_transfer_and_keeps_the_bytes() {
     let bytes = noise(4_000_000);
     let served = bytes.clone();
