@@ -114,7 +114,7 @@ pub(crate) async fn run(arguments: FirecrackerArguments, printer: &Printer) -> O
         }
         FirecrackerCommand::Use { version } => {
             let releases = releases(&store, &[], &drawing)?;
-            let chosen = releases.choose(version)?;
+            let chosen = releases.choose(version).await?;
             let text = shown(&releases, &chosen, "default is", printer).await?;
             Ok(print(printer, &text, Exit::Success))
         }

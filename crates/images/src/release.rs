@@ -29,7 +29,7 @@ use url::Url;
 use crate::blocking::blocking;
 use crate::digest::Digest;
 use crate::download::{self, DownloadError, Downloader, Request, shown};
-use crate::store::{Kind, Store};
+use crate::store::{Kind, Store, StoreLock};
 pub use error::ReleaseError;
 pub use find::{Found, FoundBy, find};
 
@@ -298,10 +298,15 @@ impl Releases {
     ///
     /// # Errors
     /// It is not installed.
-    pub fn choose(&self, version: Version) -> Result<Installed, ReleaseError> {
-        let installed = self.present(version)?.ok_or(ReleaseError::NotInstalled { version })?;
-        self.store.put(Kind::Choice, CHOICE, &Choice { version }, &[])?;
-        Ok(installed)
+    pub async fn choose(&self, version: Version) -> Result<Installed, ReleaseError> {
+        let _lock = self.lock_choice().await?;
+        let this = self.clone();
+        blocking(move |_| {
+            let installed = this.present(version)?.ok_or(ReleaseError::NotInstalled { version })?;
+            this.store.put(Kind::Choice, CHOICE, &Choice { version }, &[])?;
+            Ok(installed)
+        })
+        .await
     }
 
     /// Removes a version; its blobs go with the next gc, or when the last machine that runs them has ended. The default can
@@ -312,19 +317,14 @@ impl Releases {
     pub async fn remove(&self, version: Version) -> Result<(), ReleaseError> {
         let progress = self.downloader.progress();
         let _lock = self.store.lock("install Firecracker", &version.to_string(), progress).await?;
-        let all = list(&self.store)?;
-        let others = all.iter().any(|listed| listed.installed.version != version);
-        let listed = all.iter().find(|listed| listed.installed.version == version);
-        let listed = listed.ok_or(ReleaseError::NotInstalled { version })?;
-        if listed.default && others {
-            return Err(ReleaseError::IsDefault { version });
-        }
-        if listed.default {
-            self.store.remove(Kind::Choice, CHOICE)?;
-        }
-        self.store.remove(Kind::Firecracker, &version.to_string())?;
-        self.store.unname_blobs(&version.to_string());
-        Ok(())
+        let _choice = self.lock_choice().await?;
+        let store = self.store.clone();
+        blocking(move |_| remove(&store, version)).await
+    }
+
+    /// Whoever changes the default, or removes what may be it, does so alone. Taken after the lock of a version.
+    async fn lock_choice(&self) -> Result<StoreLock, ReleaseError> {
+        Ok(self.store.lock("choose the default", "Firecracker", self.downloader.progress()).await?)
     }
 
     /// The release's programs as files that may be run for as long as the store's handle lives. A machine that
@@ -368,10 +368,12 @@ impl Releases {
             source: archive.urls.first().map(shown).unwrap_or_default(),
         };
         let store = self.store.clone();
+        let _choice = self.lock_choice().await?;
         blocking(move |_| {
             let blobs = [installed.firecracker, installed.jailer];
             store.put(Kind::Firecracker, &version.to_string(), &installed, &blobs)?;
-            if default(&store)?.is_none() {
+            // A choice whose version is lost is none.
+            if matches!(default(&store), Ok(None) | Err(ReleaseError::DefaultMissing { .. })) {
                 store.put(Kind::Choice, CHOICE, &Choice { version }, &[])?;
             }
             programs(&store, &installed)?;
@@ -403,13 +405,38 @@ impl Releases {
     }
 }
 
-/// The chosen version, if it is installed.
+/// The chosen version.
 ///
 /// # Errors
-/// The store cannot be read.
+/// The store cannot be read, or the chosen version is not in it: another one instead would be a surprise.
 pub fn default(store: &Store) -> Result<Option<Installed>, ReleaseError> {
     let Some(Choice { version }) = store.get(Kind::Choice, CHOICE)? else { return Ok(None) };
-    Ok(store.get(Kind::Firecracker, &version.to_string())?)
+    match store.get(Kind::Firecracker, &version.to_string())? {
+        Some(installed) => Ok(Some(installed)),
+        // Removed in this moment, as the last one, with the choice; or its record was lost.
+        None => match store.get(Kind::Choice, CHOICE)? {
+            Some(Choice { version: again }) if again == version => {
+                Err(ReleaseError::DefaultMissing { version })
+            }
+            _ => Ok(None),
+        },
+    }
+}
+
+fn remove(store: &Store, version: Version) -> Result<(), ReleaseError> {
+    let all = list(store)?;
+    let others = all.iter().any(|listed| listed.installed.version != version);
+    let listed = all.iter().find(|listed| listed.installed.version == version);
+    let listed = listed.ok_or(ReleaseError::NotInstalled { version })?;
+    if listed.default && others {
+        return Err(ReleaseError::IsDefault { version });
+    }
+    if listed.default {
+        store.remove(Kind::Choice, CHOICE)?;
+    }
+    store.remove(Kind::Firecracker, &version.to_string())?;
+    store.unname_blobs(&version.to_string());
+    Ok(())
 }
 
 fn list(store: &Store) -> Result<Vec<Listed>, ReleaseError> {

@@ -69,6 +69,12 @@ pub enum ReleaseError {
         /// The version.
         version: Version,
     },
+    /// The default version is not in the store.
+    #[error("Firecracker {version} is the default version, but is not in the store")]
+    DefaultMissing {
+        /// The version.
+        version: Version,
+    },
     /// The version is the default.
     #[error("Firecracker {version} is the default version, and others are installed")]
     IsDefault {
@@ -84,7 +90,9 @@ impl Explain for ReleaseError {
             Self::NotARelease { .. } | Self::BadArchive { .. } => Code::InvalidImage,
             Self::Download(source) => source.code(),
             Self::Store(source) => source.code(),
-            Self::NoChecksum { .. } | Self::NotInstalled { .. } => Code::NotFound,
+            Self::NoChecksum { .. } | Self::NotInstalled { .. } | Self::DefaultMissing { .. } => {
+                Code::NotFound
+            }
             Self::BadChecksum { .. } | Self::NoLatest { .. } => Code::DownloadFailed,
             Self::IsDefault { .. } => Code::InUse,
         }
@@ -109,6 +117,10 @@ impl Explain for ReleaseError {
             Self::NotInstalled { version } => {
                 format!("see `smartvm firecracker ls`, or get it by `smartvm firecracker install {version}`")
             }
+            Self::DefaultMissing { version } => format!(
+                "get it again by `smartvm firecracker install {version}`, or choose another: `smartvm firecracker use \
+                 VERSION`"
+            ),
             Self::IsDefault { .. } => "choose another default first: `smartvm firecracker use VERSION`".into(),
         })
     }

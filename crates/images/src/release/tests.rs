@@ -158,7 +158,7 @@ async fn versions_live_side_by_side_and_one_is_the_default() {
         all.iter().map(|listed| (listed.installed.version.to_string(), listed.default)).collect()
     };
     assert_eq!(listed(), [("v1.13.0".into(), false), ("v1.12.1".into(), true)]);
-    releases.choose("1.13.0".parse().unwrap()).unwrap();
+    releases.choose("1.13.0".parse().unwrap()).await.unwrap();
     let found = find(Some(Path::new("/x")), Some(&page.store)).unwrap().unwrap();
     assert_eq!(found.by, FoundBy::Caller);
     let chosen = default(&page.store).unwrap().unwrap();
@@ -170,7 +170,7 @@ async fn versions_live_side_by_side_and_one_is_the_default() {
     let error = releases.remove("1.13.0".parse().unwrap()).await.unwrap_err();
     assert_eq!(error.code(), Code::InUse);
     assert_eq!(error.to_string(), "Firecracker v1.13.0 is the default version, and others are installed");
-    let error = releases.choose("1.9.0".parse().unwrap()).unwrap_err();
+    let error = releases.choose("1.9.0".parse().unwrap()).await.unwrap_err();
     assert_eq!(
         (error.code(), error.to_string().as_str()),
         (Code::NotFound, "Firecracker v1.9.0 is not installed")
@@ -186,6 +186,37 @@ async fn versions_live_side_by_side_and_one_is_the_default() {
         releases.remove("1.13.0".parse().unwrap()).await,
         Err(ReleaseError::NotInstalled { .. })
     ));
+}
+
+#[tokio::test]
+async fn a_default_that_is_missing_is_told_and_another_can_be_chosen() {
+    let files = ["v1.12.1", "v1.13.0"].map(|version| published(version, &release(version)));
+    let page = Page::new(files.into_iter().flatten()).await;
+    let releases = page.releases();
+    releases.install(exactly("1.12.1"), false).await.unwrap();
+    page.store.remove(Kind::Firecracker, "v1.12.1").unwrap();
+    let error = find(None, Some(&page.store)).unwrap_err();
+    assert_eq!(error.code(), Code::NotFound);
+    assert_eq!(error.to_string(), "Firecracker v1.12.1 is the default version, but is not in the store");
+    // What is installed next is the default.
+    releases.install(exactly("1.13.0"), false).await.unwrap();
+    assert_eq!(default(&page.store).unwrap().unwrap().version.to_string(), "v1.13.0");
+}
+
+#[tokio::test]
+async fn the_default_and_a_removal_do_not_cross() {
+    let files = ["v1.12.1", "v1.13.0"].map(|version| published(version, &release(version)));
+    let page = Page::new(files.into_iter().flatten()).await;
+    let releases = page.releases();
+    let (old, new) = ("1.12.1".parse().unwrap(), "1.13.0".parse().unwrap());
+    for _ in 0..20 {
+        releases.install(exactly("1.12.1"), false).await.unwrap();
+        releases.install(exactly("1.13.0"), false).await.unwrap();
+        releases.choose(old).await.unwrap();
+        let (chosen, removed) = tokio::join!(releases.choose(new), releases.remove(new));
+        assert!(chosen.is_err() || removed.is_err(), "both did it");
+        assert!(default(&page.store).unwrap().is_some());
+    }
 }
 
 #[tokio::test]
