@@ -38,7 +38,7 @@ use crate::digest::Digest;
 use crate::download::{self, DownloadError, Downloader, Request, shown};
 use crate::kernel::{self, Kernel};
 use crate::release::{Releases, Version};
-use crate::store::{BASES_KEPT, BlobMode, GcOptions, Kind, Store, StoreError};
+use crate::store::{BASES_KEPT, BlobMode, GcOptions, Kind, Store, StoreError, StoreLock};
 pub use error::BaseError;
 pub use manifest::{BadManifest, LARGEST_MANIFEST, Manifest, SCHEMA};
 
@@ -326,14 +326,12 @@ impl BaseImages {
     pub async fn ensure(&self, wanted: &Wanted) -> Result<BaseImage, BaseError> {
         let resolved = match self.resolve(wanted).await {
             Err(error) if error.is_offline() && !wanted.force => {
-                let Some(kept) = self.kept_for(wanted)? else { return Err(error) };
+                let Some(kept) = self.kept_for(wanted).await? else { return Err(error) };
                 self.downloader.progress().note(format!(
                     "{error}; the base image `{}`, which is in the store, is used for the preset `{}`",
                     kept.bundle_id, wanted.preset
                 ));
-                self.store.touch(Kind::Base, &kept.bundle_id);
-                image::restore(&self.store, &kept)?;
-                return Ok(kept);
+                return self.taken_up(kept).await;
             }
             resolved => resolved?,
         };
@@ -347,13 +345,10 @@ impl BaseImages {
     pub async fn import(&self, resolved: &Resolved, force: bool) -> Result<BaseImage, BaseError> {
         let id = &resolved.bundle_id;
         let progress = self.downloader.progress();
-        let _lock = self.store.lock("import the base image", id, progress).await?;
-        let (this, wanted) = (self.clone(), id.clone());
-        let before = blocking(move |_| this.present(&wanted)).await?;
+        let _lock = self.lock(id).await?;
+        let before = self.look_for(id).await?;
         if let Some(bundle) = before.clone().filter(|_| !force) {
-            self.store.touch(Kind::Base, id);
-            image::restore(&self.store, &bundle)?;
-            return Ok(bundle);
+            return self.taken_up(bundle).await;
         }
         let bundle = self.fetch(resolved).await?;
         let changed = before
@@ -393,7 +388,18 @@ impl BaseImages {
     ///
     /// # Errors
     /// There is no such bundle.
-    pub fn remove(&self, bundle_id: &str) -> Result<(), BaseError> {
+    pub async fn remove(&self, bundle_id: &str) -> Result<(), BaseError> {
+        // An import of it at the same time is done before, or begins after.
+        let _lock = self.lock(bundle_id).await?;
+        let (this, id) = (self.clone(), bundle_id.to_owned());
+        blocking(move |_| this.remove_now(&id)).await
+    }
+
+    async fn lock(&self, bundle_id: &str) -> Result<StoreLock, BaseError> {
+        Ok(self.store.lock("import the base image", bundle_id, self.downloader.progress()).await?)
+    }
+
+    fn remove_now(&self, bundle_id: &str) -> Result<(), BaseError> {
         let image = self.store.get::<BaseImage>(Kind::Base, bundle_id)?;
         let image = image.ok_or_else(|| BaseError::NotFound(bundle_id.chars().take(100).collect()))?;
         self.store.remove(Kind::Base, bundle_id)?;
@@ -492,7 +498,8 @@ impl BaseImages {
             return Err(BaseError::Rootfs { bundle_id: id.clone(), why });
         }
         let rootfs = rootfs.commit(BlobMode::Data).await?;
-        let image = image::adopt(&self.store, id, resolved.arch.as_str(), resolved.rootfs_type, rootfs)?;
+        let (store, of, arch, kind) = (self.store.clone(), id.clone(), resolved.arch, resolved.rootfs_type);
+        let image = blocking(move |_| image::adopt(&store, &of, arch.as_str(), kind, rootfs)).await?;
         Ok(BaseImage {
             bundle_id: id.clone(),
             name: resolved.name.clone(),
@@ -522,8 +529,25 @@ impl BaseImages {
             .map_err(|source| BaseError::Kernel { bundle_id: bundle_id.to_owned(), source: Box::new(source) })
     }
 
+    /// A bundle that is there is used once more.
+    async fn taken_up(&self, bundle: BaseImage) -> Result<BaseImage, BaseError> {
+        let store = self.store.clone();
+        blocking(move |_| {
+            store.touch(Kind::Base, &bundle.bundle_id);
+            image::restore(&store, &bundle)?;
+            Ok(bundle)
+        })
+        .await
+    }
+
     /// The record of a bundle of which everything is there.
-    pub(crate) fn present(&self, bundle_id: &str) -> Result<Option<BaseImage>, BaseError> {
+    pub(crate) async fn look_for(&self, bundle_id: &str) -> Result<Option<BaseImage>, BaseError> {
+        // The store's locks block for as long as a collection needs.
+        let (this, id) = (self.clone(), bundle_id.to_owned());
+        blocking(move |_| this.present(&id)).await
+    }
+
+    fn present(&self, bundle_id: &str) -> Result<Option<BaseImage>, BaseError> {
         let Some(image) = self.store.get::<BaseImage>(Kind::Base, bundle_id)? else { return Ok(None) };
         let Some(kernel) = self.store.get::<Kernel>(Kind::Kernel, &image.kernel)? else { return Ok(None) };
         let blobs = [image.rootfs, kernel.vmlinux, kernel.initramfs];
@@ -531,8 +555,13 @@ impl BaseImages {
     }
 
     /// The newest bundle that came by the same preset.
-    pub(crate) fn kept_for(&self, wanted: &Wanted) -> Result<Option<BaseImage>, BaseError> {
-        let (preset, arch) = (wanted.preset, wanted.arch.unwrap_or(self.options.arch));
+    pub(crate) async fn kept_for(&self, wanted: &Wanted) -> Result<Option<BaseImage>, BaseError> {
+        let (this, preset) = (self.clone(), wanted.preset);
+        let arch = wanted.arch.unwrap_or(self.options.arch);
+        blocking(move |_| this.newest_of(preset, arch)).await
+    }
+
+    fn newest_of(&self, preset: Preset, arch: Arch) -> Result<Option<BaseImage>, BaseError> {
         let mut records = self.store.records::<BaseImage>(Kind::Base)?.records;
         records.retain(|record| record.value.preset == preset && record.value.arch == arch.as_str());
         records.sort_by_key(|record| std::cmp::Reverse(record.created));

@@ -267,10 +267,10 @@ impl Setup {
     async fn plan_base(&self, wanted: &base::Wanted, plan: &mut Plan) -> Result<(), SetupError> {
         let (resolved, present) = match self.bases.resolve(wanted).await {
             Ok(resolved) => {
-                let present = !wanted.force && self.bases.present(&resolved.bundle_id)?.is_some();
+                let present = !wanted.force && self.bases.look_for(&resolved.bundle_id).await?.is_some();
                 (resolved, present)
             }
-            Err(error) if error.is_offline() && !wanted.force => match self.bases.kept_for(wanted)? {
+            Err(error) if error.is_offline() && !wanted.force => match self.bases.kept_for(wanted).await? {
                 Some(kept) => {
                     let what = format!("the base image {}", kept.bundle_id);
                     plan.steps.push(Step { what, present: true, size: None });

@@ -405,8 +405,8 @@ async fn two_bundles_stay_and_the_older_ones_go_after_a_warning() {
     assert!(images.store.blob(&oldest.rootfs).is_none());
     assert!(matches!(kernel::inspect(&images.store, &oldest.kernel), Err(kernel::KernelError::NotFound(_))));
 
-    images.remove("two").unwrap();
-    assert!(matches!(images.remove("two"), Err(BaseError::NotFound(_))));
+    images.remove("two").await.unwrap();
+    assert!(matches!(images.remove("two").await, Err(BaseError::NotFound(_))));
     assert_eq!(images.list().unwrap().len(), 1);
     assert!(kernel::inspect(&images.store, "base-two").is_err());
     assert!(kernel::inspect(&images.store, "base-three").is_ok());
@@ -470,13 +470,29 @@ async fn an_image_goes_with_its_bundle_unless_it_has_another_name() {
     // An image is not taken away from a bundle.
     let error = images::remove(&images.store, "base:three", true).unwrap_err();
     assert_eq!(error.to_string(), "the image `base:three` is in use: by the base `three`");
-    images.remove("three").unwrap();
+    images.remove("three").await.unwrap();
     assert_eq!(names(), ["base:four", "mine"]);
     let machine = images.store.use_blobs("web-1", &[bundles[3].rootfs]).unwrap();
-    images.remove("four").unwrap();
+    images.remove("four").await.unwrap();
     assert_eq!(names(), ["mine"]);
     assert!(images::resolve(&images.store, &bundles[3].image.to_string()).is_ok(), "a machine runs from it");
     drop(machine);
+}
+
+#[tokio::test]
+async fn a_bundle_is_not_removed_while_it_is_imported() {
+    let place = Ci::summer().await;
+    let one = place.manifest("one", |_| {});
+    place.images().ensure(&one).await.unwrap();
+    let images = place.images();
+    let lock = images.store.lock("import the base image", "one", &Progress::none()).await.unwrap();
+    let (removed, ()) = tokio::join!(images.remove("one"), async {
+        crate::download::server::until("the removal waits", || place.told("waiting to import")).await;
+        assert!(images.present("one").unwrap().is_some());
+        drop(lock);
+    });
+    removed.unwrap();
+    assert!(images.present("one").unwrap().is_none());
 }
 
 #[tokio::test]
