@@ -52,6 +52,12 @@ fn begin(dir: &Path, version: &Path) -> Result<(), StoreError> {
         .mode(0o700)
         .create(dir)
         .map_err(|error| StoreError::io("make", dir, error))?;
+    // Its name in the folder above, too: else all that is in it is lost with it. Those further up may not be readable.
+    if let Some(above) = std::path::absolute(dir).ok().as_deref().and_then(Path::parent)
+        && let Err(error) = sync(above)
+    {
+        tracing::debug!(%error, "the store's name may be lost in a power cut");
+    }
     let entries = fs::read_dir(dir).map_err(|error| StoreError::io("read", dir, error))?;
     for entry in entries {
         let entry = entry.map_err(|error| StoreError::io("read", dir, error))?;

@@ -110,6 +110,14 @@ impl VerifyReport {
     }
 }
 
+/// A blob that is not as it should be.
+struct Bad {
+    path: PathBuf,
+    /// `None` when it cannot be opened.
+    file: Option<File>,
+    reason: String,
+}
+
 impl Store {
     /// Reads every blob and every record. What killed processes left unfinished is no damage: gc removes it.
     ///
@@ -139,13 +147,19 @@ impl Store {
         let found = self.all_blobs()?;
         let total = found.blobs.iter().map(|(.., metadata)| metadata.len()).sum();
         let mut task = progress.task("verify the store", Some(total));
-        let mut bad: BTreeMap<Digest, (PathBuf, File, String)> = BTreeMap::new();
+        let mut bad: BTreeMap<Digest, Bad> = BTreeMap::new();
         for (digest, path, _) in found.blobs {
             let mut file = match File::open(&path) {
                 Ok(file) => file,
                 // Collected since we looked.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(StoreError::io("read", &path, error)),
+                // Somebody else's file, or a broken disk: one finding among others.
+                Err(error) => {
+                    report.blobs += 1;
+                    let reason = format!("it cannot be opened: {error}");
+                    bad.insert(digest, Bad { path, file: None, reason });
+                    continue;
+                }
             };
             let answer = hash(&mut file, abandoned, |count| task.advance(count));
             if abandoned.is() {
@@ -160,7 +174,7 @@ impl Store {
                 Err(error) => Some(format!("it cannot be read: {error}")),
             };
             if let Some(reason) = reason {
-                bad.insert(digest, (path, file, reason));
+                bad.insert(digest, Bad { path, file: Some(file), reason });
             }
         }
         drop(task);
@@ -172,7 +186,7 @@ impl Store {
     fn report_blobs(
         &self,
         options: VerifyOptions,
-        bad: BTreeMap<Digest, (PathBuf, File, String)>,
+        bad: BTreeMap<Digest, Bad>,
         foreign: Vec<PathBuf>,
         report: &mut VerifyReport,
     ) -> Result<(), StoreError> {
@@ -180,9 +194,15 @@ impl Store {
             return Ok(());
         }
         let _alone = if options.repair { Some(self.alone()?) } else { None };
-        for (digest, (path, file, reason)) in bad {
+        for (digest, Bad { path, file, reason }) in bad {
             // Collected, and perhaps written anew, since we read it.
-            if !flock::is_at(&file, &path).map_err(|error| StoreError::io("read", &path, error))? {
+            let is_still = match &file {
+                Some(file) => {
+                    flock::is_at(file, &path).map_err(|error| StoreError::io("read", &path, error))?
+                }
+                None => fs::symlink_metadata(&path).is_ok() && File::open(&path).is_err(),
+            };
+            if !is_still {
                 continue;
             }
             let moved_to = self.move_away(options, &path)?;

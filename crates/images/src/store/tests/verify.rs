@@ -1,6 +1,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::blocking::Abandoned;
 
 fn damage(store: &Store, digest: &Digest) {
     let path = store.blob_path(digest);
@@ -67,6 +68,38 @@ async fn every_damage_is_found_and_a_repair_moves_it_away_and_says_what_to_fetch
     damage(&store, &bad);
     assert_eq!(verify(&store, true).await.findings.len(), 2);
     assert_eq!(names(&store.dir().join("damaged")).len(), 4);
+}
+
+#[test]
+fn a_blob_that_may_not_be_opened_is_one_finding_among_others() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let (_dir, store) = store();
+    let [closed, bad, fine] = [b"a", b"b", b"c"].map(|bytes| put(&store, bytes));
+    store.put(Kind::Image, "i", &0, &[closed, fine]).unwrap();
+    damage(&store, &bad);
+    fs::set_permissions(store.blob_path(&closed), fs::Permissions::from_mode(0)).unwrap();
+    let look = |repair| {
+        // On a thread of its own, that gives up what lets root open everything.
+        std::thread::scope(|scope| {
+            let look = scope.spawn(|| {
+                let mut sets = capabilities(None).unwrap();
+                sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+                set_capabilities(None, sets).unwrap();
+                store.look_through(VerifyOptions { repair }, &Progress::none(), &Abandoned::never()).unwrap()
+            });
+            look.join().unwrap()
+        })
+    };
+    let report = look(false);
+    assert_eq!((report.blobs, report.findings.len()), (3, 3), "{report:?}");
+    let texts: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    let denied = format!("blob {closed}: it cannot be opened: Permission denied (os error 13)");
+    assert!(texts.contains(&denied), "{texts:#?}");
+    assert!(texts.contains(&format!("image `i` lacks {closed}: fetch or import it again")), "{texts:#?}");
+    look(true);
+    assert_eq!(store.blob(&closed), None, "a repair moves it away");
+    put(&store, b"a");
+    assert!(look(false).is_clean());
 }
 
 #[tokio::test]
