@@ -264,10 +264,10 @@ impl Options {
     /// # Errors
     /// A variable holds something else than URLs and paths.
     pub fn from_environment() -> Result<Self, DownloadError> {
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let bases = variable(URL_VARIABLE).unwrap_or_else(|| OFFICIAL.to_owned());
+        let variable = |name| download::variable(name, std::env::var_os(name));
+        let bases = variable(URL_VARIABLE)?.unwrap_or_else(|| OFFICIAL.to_owned());
         let bases = bases.split_whitespace().map(download::place).collect::<Result<_, _>>()?;
-        let manifest = variable(MANIFEST_VARIABLE).map(|place| download::place(&place)).transpose()?;
+        let manifest = variable(MANIFEST_VARIABLE)?.map(|place| download::place(&place)).transpose()?;
         Ok(Self { arch: Arch::HOST, bases, manifest, keep: BASES_KEPT })
     }
 }

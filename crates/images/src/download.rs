@@ -27,6 +27,8 @@ pub(crate) mod server;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once, OnceLock};
@@ -87,8 +89,8 @@ impl Default for Options {
     }
 }
 
-/// Which proxy to use.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Which proxy to use. Printed, it shows no password.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub enum Proxy {
     /// What the environment names: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`.
     #[default]
@@ -99,8 +101,18 @@ pub enum Proxy {
     Url(String),
 }
 
-/// A thing to fetch.
-#[derive(Debug, Clone)]
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Environment => f.write_str("Environment"),
+            Self::None => f.write_str("None"),
+            Self::Url(url) => f.debug_tuple("Url").field(&without_user_anywhere(url)).finish(),
+        }
+    }
+}
+
+/// A thing to fetch. Printed, it shows no password of a URL, and no header's value.
+#[derive(Clone)]
 pub struct Request {
     /// What it is, for messages and progress.
     pub what: String,
@@ -114,6 +126,20 @@ pub struct Request {
     pub size: Option<u64>,
     /// The most bytes that are accepted, whoever promises what.
     pub max_size: u64,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, urls, headers, digest, size, max_size } = self;
+        f.debug_struct("Request")
+            .field("what", what)
+            .field("urls", &urls.iter().map(shown).collect::<Vec<_>>())
+            .field("headers", &headers.keys().map(|name| name.as_str()).collect::<Vec<_>>())
+            .field("digest", digest)
+            .field("size", size)
+            .field("max_size", max_size)
+            .finish()
+    }
 }
 
 impl Request {
@@ -160,6 +186,18 @@ pub fn place(text: &str) -> Result<Url, DownloadError> {
     place_of(Path::new(text))
 }
 
+/// What a variable of the environment says of places; none when it is empty or blank.
+///
+/// # Errors
+/// [`DownloadError::BadUrl`]: what is not text is not taken for nothing.
+pub(crate) fn variable(name: &str, value: Option<OsString>) -> Result<Option<String>, DownloadError> {
+    let text = value.unwrap_or_default().into_string().map_err(|value| DownloadError::BadUrl {
+        text: without_user(&value.to_string_lossy()),
+        why: format!("the variable {name} is not UTF-8"),
+    })?;
+    Ok(Some(text).filter(|text| !text.trim().is_empty()))
+}
+
 /// A file of this host as a place, whatever bytes its path has.
 ///
 /// # Errors
@@ -182,6 +220,14 @@ fn without_user(text: &str) -> String {
         None => text.to_owned(),
     };
     shown.chars().take(300).collect()
+}
+
+/// The same of what may lack a scheme: proxies are often named `user:password@host:port`.
+fn without_user_anywhere(text: &str) -> String {
+    match text.contains("://") {
+        true => without_user(text),
+        false => text.rsplit('@').next().unwrap_or_default().to_owned(),
+    }
 }
 
 /// Fetches things. Cheap to clone; clones share connections.

@@ -122,8 +122,8 @@ impl Options {
     /// # Errors
     /// The variable holds something else than URLs and paths.
     pub fn from_environment() -> Result<Self, DownloadError> {
-        let named = std::env::var(URL_VARIABLE).unwrap_or_default();
-        let named = if named.trim().is_empty() { OFFICIAL.to_owned() } else { named };
+        let named = download::variable(URL_VARIABLE, std::env::var_os(URL_VARIABLE))?;
+        let named = named.unwrap_or_else(|| OFFICIAL.to_owned());
         let bases = named.split_whitespace().map(download::place).collect::<Result<_, _>>()?;
         Ok(Self { bases, arch: Arch::HOST })
     }

@@ -247,3 +247,36 @@ fn futures_may_change_threads() {
     may(bench.downloader.bytes(&request));
     may(bench.downloader.size(&request));
 }
+
+#[test]
+fn what_is_printed_holds_no_secret() {
+    let mut request = unknown("https://me:hunter2@example.com/x?token=hunter2".parse().unwrap());
+    request.headers.insert("authorization", "Basic hunter2".parse().unwrap());
+    let printed = format!("{request:?}");
+    assert!(printed.contains("authorization") && printed.contains("https://example.com/x"), "{printed}");
+    assert!(!printed.contains("hunter2"), "{printed}");
+    for proxy in ["http://me:hunter2@proxy:3128", "me:hunter2@proxy:3128", "http://me:hunter2@/@proxy:3128"] {
+        let downloader = Downloader::new(
+            Options { proxy: Proxy::Url(proxy.into()), ..Options::default() },
+            Progress::none(),
+        );
+        let printed = format!("{downloader:?}");
+        assert!(printed.contains("proxy:3128") && !printed.contains("hunter2"), "{printed}");
+    }
+}
+
+#[test]
+fn a_variable_that_is_no_text_is_told_and_not_left_out() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let variable = |value: Option<&[u8]>| {
+        super::variable("SMARTVM_BASE_URL", value.map(|value| std::ffi::OsString::from_vec(value.to_vec())))
+    };
+    assert_eq!(variable(None).unwrap(), None);
+    assert_eq!(variable(Some(b" ")).unwrap(), None);
+    assert_eq!(variable(Some(b"/x")).unwrap().as_deref(), Some("/x"));
+    let error = variable(Some(b"http://mirror/\xff")).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "cannot fetch from `http://mirror/\u{fffd}`: the variable SMARTVM_BASE_URL is not UTF-8"
+    );
+}
