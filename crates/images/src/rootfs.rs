@@ -49,7 +49,7 @@ pub use directory::Directory;
 pub use error::RootfsError;
 pub use export::{Exported, Meaning, export_now};
 pub use source::Layer;
-pub(crate) use unpacked::MemberKind;
+pub(crate) use unpacked::{MemberKind, Total};
 
 use crate::Digest;
 use crate::blocking::{Abandoned, blocking};
@@ -81,7 +81,7 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of names, link targets and extended attributes of all layers together. Default: 512 MiB.
     pub metadata_bytes: u64,
-    /// Bytes of one unpacked layer. Default: 256 GiB.
+    /// Bytes of all unpacked layers together. Default: 256 GiB.
     pub unpacked_bytes: u64,
     /// How many times its size a layer may unpack to, once that is more than 4 GiB. Default: 200.
     pub ratio: u64,

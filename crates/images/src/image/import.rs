@@ -353,6 +353,7 @@ fn image(
             available,
         });
     }
+    let total = rootfs::Total::new(&options.limits);
     let mut layers = Vec::new();
     let mut descriptors = Vec::new();
     for (number, (name, diff_id)) in chosen.layers.iter().zip(&document.diff_ids).enumerate() {
@@ -361,7 +362,7 @@ fn image(
         let promised = chosen.manifest.as_ref().map(|manifest| &manifest.layers[number]);
         make::prove(layer.name(), promised.map(|layer| layer.digest), stored)?;
         // Only now, so that what nobody promised is not unpacked.
-        let unpacked = layer.unpacked_digest_now(stored, &options.limits, abandoned)?;
+        let unpacked = layer.counted_digest_now(stored, &options.limits, &total, abandoned)?;
         make::prove(&format!("{}, unpacked,", layer.name()), Some(*diff_id), unpacked)?;
         if promised.is_some_and(|promised| promised.size != layer.len()) {
             return Err(ImageError::malformed(

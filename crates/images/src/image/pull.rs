@@ -11,6 +11,7 @@
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::config::ConfigDocument;
 use super::credentials::Credentials;
@@ -188,17 +189,19 @@ async fn fetch(
         .map(|(layer, diff_id)| (layer.digest, (layer, *diff_id)))
         .collect();
     let limits = options.limits;
+    let total = Arc::new(rootfs::Total::new(&limits));
     let fetched: BTreeMap<Digest, rootfs::Layer> = stream::iter(each)
         .map(async |(digest, (layer, diff_id))| {
             registry.layer(store, layer).await?;
             let name = format!("layer {}", &digest.hex()[..12]);
             let path = store.require(&digest, &name)?;
+            let total = Arc::clone(&total);
             let made = blocking(move |abandoned| {
                 let file =
                     std::fs::File::open(&path).map_err(|error| ImageError::file("open", &path, error))?;
                 let len = file.metadata().map_err(|error| ImageError::file("read", &path, error))?.len();
                 let layer = rootfs::Layer::part(name, file.into(), 0, len);
-                let unpacked = layer.unpacked_digest_now(digest, &limits, abandoned)?;
+                let unpacked = layer.counted_digest_now(digest, &limits, &total, abandoned)?;
                 make::prove(&format!("{}, unpacked,", layer.name()), Some(diff_id), unpacked)?;
                 Ok::<_, ImageError>(layer.identified(diff_id))
             });

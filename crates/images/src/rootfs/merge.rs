@@ -4,6 +4,7 @@ use super::error::RootfsError;
 use super::source::{Layer, Stream, TooLarge};
 use super::tar::{Entries, Entry, Kind, TarError};
 use super::tree::{Directory, File, Inode, Meta, Node, Tree, Xattrs};
+use super::unpacked::Total;
 use super::watch::Watch;
 use super::{Limits, xattr};
 
@@ -20,7 +21,15 @@ pub(super) fn layers(
     limits: &Limits,
     watch: &Watch,
 ) -> Result<(Tree, u64), RootfsError> {
-    let mut merge = Merge { tree: Tree::new(), whiteouts, limits, entries: 0, metadata: 0, foreign: 0 };
+    let mut merge = Merge {
+        tree: Tree::new(),
+        whiteouts,
+        limits,
+        total: Total::new(limits),
+        entries: 0,
+        metadata: 0,
+        foreign: 0,
+    };
     for (number, layer) in layers.iter().enumerate() {
         if number > 0 {
             merge.tree.next_layer();
@@ -73,6 +82,7 @@ struct Merge<'l> {
     tree: Tree,
     whiteouts: bool,
     limits: &'l Limits,
+    total: Total,
     entries: u64,
     /// Bytes of names, links and attributes.
     metadata: u64,
@@ -91,7 +101,8 @@ impl Merge<'_> {
                 .map_err(|problem| RootfsError::entry(layer.name(), &entry.path, problem))?;
             ordinal += 1;
         }
-        entries.drain().map_err(|error| failure(layer, watch, entries.position(), error.into()))
+        entries.drain().map_err(|error| failure(layer, watch, entries.position(), error.into()))?;
+        self.total.add(layer, entries.position())
     }
 
     fn count(&mut self, layer: &Layer, entry: &Entry) -> Result<(), RootfsError> {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write as _};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::Digest as _;
 
@@ -36,6 +37,32 @@ pub(crate) enum MemberKind {
     Other,
 }
 
+/// What the layers of one image unpack to together.
+#[derive(Debug)]
+pub(crate) struct Total {
+    bytes: AtomicU64,
+    limit: u64,
+}
+
+impl Total {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self { bytes: AtomicU64::new(0), limit: limits.unpacked_bytes }
+    }
+
+    /// Counts one more layer.
+    ///
+    /// # Errors
+    /// They are more than the limits allow.
+    pub(crate) fn add(&self, layer: &Layer, bytes: u64) -> Result<(), RootfsError> {
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before.checked_add(bytes).is_some_and(|all| all <= self.limit) {
+            return Ok(());
+        }
+        let what = "bytes when unpacked, with the layers before it";
+        Err(RootfsError::Limit { layer: layer.name().to_owned(), what, limit: self.limit })
+    }
+}
+
 impl Layer {
     /// SHA-256 of its bytes as they are stored. Blocks.
     ///
@@ -43,7 +70,7 @@ impl Layer {
     /// It cannot be read.
     pub fn stored_digest_now(&self, abandoned: &Abandoned) -> Result<Digest, RootfsError> {
         let watch = quiet(abandoned);
-        self.hash(self.raw(&watch), &watch)
+        Ok(self.hash(self.raw(&watch), &watch)?.0)
     }
 
     /// SHA-256 of the unpacked archive (OCI: the diff id), given that of its bytes as they are stored, which is the
@@ -57,12 +84,38 @@ impl Layer {
         limits: &Limits,
         abandoned: &Abandoned,
     ) -> Result<Digest, RootfsError> {
+        Ok(self.unpacked_now(stored, limits, abandoned)?.0)
+    }
+
+    /// The same, and how many bytes the unpacked archive has.
+    fn unpacked_now(
+        &self,
+        stored: Digest,
+        limits: &Limits,
+        abandoned: &Abandoned,
+    ) -> Result<(Digest, u64), RootfsError> {
         let watch = quiet(abandoned);
         if !self.is_compressed(&watch).map_err(|error| self.failed(&watch, error))? {
-            return Ok(stored);
+            return Ok((stored, self.len()));
         }
         let stream = self.stream(limits, &watch).map_err(|error| self.failed(&watch, error))?;
         self.hash(stream, &watch)
+    }
+
+    /// [`Layer::unpacked_digest_now`] of one of several layers, which count together.
+    ///
+    /// # Errors
+    /// As there, and when all of them together are too large.
+    pub(crate) fn counted_digest_now(
+        &self,
+        stored: Digest,
+        limits: &Limits,
+        total: &Total,
+        abandoned: &Abandoned,
+    ) -> Result<Digest, RootfsError> {
+        let (digest, bytes) = self.unpacked_now(stored, limits, abandoned)?;
+        total.add(self, bytes)?;
+        Ok(digest)
     }
 
     /// Whether its bytes have to be unpacked.
@@ -120,13 +173,15 @@ impl Layer {
         Err(RootfsError::Limit { layer: self.name().to_owned(), what: "entries", limit: limits.entries })
     }
 
-    fn hash(&self, from: impl Read, watch: &Watch) -> Result<Digest, RootfsError> {
+    fn hash(&self, from: impl Read, watch: &Watch) -> Result<(Digest, u64), RootfsError> {
         let mut hasher = sha2::Sha256::new();
+        let mut size = 0;
         self.each(from, watch, |bytes| {
             hasher.update(bytes);
+            size += bytes.len() as u64;
             Ok(())
         })?;
-        Ok(Digest::from_bytes(hasher.finalize().into()))
+        Ok((Digest::from_bytes(hasher.finalize().into()), size))
     }
 
     fn each(

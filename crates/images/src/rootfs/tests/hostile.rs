@@ -135,6 +135,13 @@ fn limits_hold() {
     let bomb = Layer::memory("layer", &**bomb);
     let text = refusal(&[bomb], &small(|l| l.unpacked_bytes = 500_000));
     assert_eq!(text, "layer: more than 500000 bytes when unpacked");
+    let [one, two] = ["one", "two"].map(|name| {
+        let bytes = &packed(&tar().file(name, &vec![0; 300_000]).end())[0];
+        Layer::memory(name, &**bytes)
+    });
+    merged(std::slice::from_ref(&one), &small(|l| l.unpacked_bytes = 500_000)).unwrap();
+    let text = refusal(&[one, two], &small(|l| l.unpacked_bytes = 500_000));
+    assert_eq!(text, "two: more than 500000 bytes when unpacked, with the layers before it");
 }
 
 #[test]
