@@ -77,7 +77,7 @@ fn a_blob_that_may_not_be_opened_is_one_finding_among_others() {
     let [closed, bad, fine] = [b"a", b"b", b"c"].map(|bytes| put(&store, bytes));
     store.put(Kind::Image, "i", &0, &[closed, fine]).unwrap();
     damage(&store, &bad);
-    fs::set_permissions(store.blob_path(&closed), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(store.blob_path(&closed), fs::Permissions::from_mode(0o000)).unwrap();
     let look = |repair| {
         // On a thread of its own, that gives up what lets root open everything.
         std::thread::scope(|scope| {
