@@ -5,10 +5,13 @@
 //! * `wire`: a connection that breaks
 
 #[path = "registry/bench.rs"]
+#[cfg(test)]
 mod bench;
 #[path = "registry/twice.rs"]
+#[cfg(test)]
 mod twice;
 #[path = "registry/wire.rs"]
+#[cfg(test)]
 mod wire;
 
 use std::fs;

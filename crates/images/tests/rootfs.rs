@@ -5,10 +5,13 @@
 //! independent reader (`ext4-view`) stands in, which is said.
 
 #[path = "rootfs/compare.rs"]
+#[cfg(test)]
 mod compare;
 #[path = "rootfs/oracle.rs"]
+#[cfg(test)]
 mod oracle;
 #[path = "rootfs/trees.rs"]
+#[cfg(test)]
 mod trees;
 
 use std::fs::{self, File};
@@ -22,6 +25,7 @@ use smartvm_images::rootfs::{
 };
 use tempfile::TempDir;
 
+#[cfg(test)]
 fn build(contents: &Contents, image: &Path) -> Built {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(image).unwrap();
     let options = Options::default();
@@ -31,6 +35,7 @@ fn build(contents: &Contents, image: &Path) -> Built {
     built
 }
 
+#[cfg(test)]
 /// The tree as GNU tar packs it, with everything it can pack (no sockets).
 fn packed(tree: &Path, archive: &Path, more: &[&str]) {
     let mut tar = Command::new("tar");
@@ -81,6 +86,7 @@ fn an_archive_with_every_kind_of_file_is_mounted_as_it_was() {
     oracle::same(&tree, &image, oracle::Sockets::LostWithAttributesAndNanoseconds);
 }
 
+#[cfg(test)]
 /// The image as an archive.
 fn exported(image: &Path, archive: &Path) -> Exported {
     let out = std::io::BufWriter::new(File::create(archive).unwrap());
@@ -192,6 +198,7 @@ fn an_empty_file_system_of_any_size_is_mounted_and_written_to() {
     }
 }
 
+#[cfg(test)]
 fn sized(image: &Path, size: u64) -> std::io::Result<File> {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(image)?;
     file.set_len(size).map(|()| file)
