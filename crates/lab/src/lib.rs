@@ -12,6 +12,7 @@ pub mod fault;
 pub mod guest;
 pub mod kernel;
 pub mod modules;
+pub mod random;
 pub mod registry;
 pub mod transfer;
 pub mod wire;

@@ -17,8 +17,6 @@ mod hostile;
 #[cfg(test)]
 mod races;
 #[cfg(test)]
-mod random;
-#[cfg(test)]
 mod rounds;
 #[cfg(test)]
 #[path = "../cli/scene.rs"]

@@ -5,9 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::arena::{Arena, Innocent, Kind, bounded, differences, orphans_gone_within, vmm_outlives};
-use crate::random::Random;
 use crate::scene::patience;
 use crate::victim::{Moment, Victim};
+use smartvm_lab::random::Random;
 
 /// How many threads clean up, and as many start machines.
 const THREADS: usize = 4;

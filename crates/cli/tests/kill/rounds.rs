@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::arena::{
     Arena, Innocent, Kind, Listing, bounded, differences, orphans, orphans_gone_within, vmm_outlives,
 };
-use crate::random::Random;
 use crate::victim::{Killed, Moment, Victim};
+use smartvm_lab::random::Random;
 
 /// What cleans up after the kills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::arena::{Arena, Kind};
-use crate::random::Random;
 use crate::scene::{is_alive, patience};
+use smartvm_lab::random::Random;
 
 /// Something that shows how far an owner has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

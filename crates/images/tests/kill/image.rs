@@ -13,8 +13,8 @@ use smartvm_images::image::{
 use smartvm_lab::registry::{LayoutImage, Registry, RegistryOptions, write_layout};
 
 use crate::operation::Operation;
-use crate::random::Random;
 use crate::scene::Scene;
+use smartvm_lab::random::Random;
 
 pub(crate) const PULL: Operation = Operation {
     name: "pull image",

@@ -8,8 +8,8 @@ use smartvm_images::Progress;
 use smartvm_images::kernel::{self, Import};
 
 use crate::operation::Operation;
-use crate::random::Random;
 use crate::scene::Scene;
+use smartvm_lab::random::Random;
 
 /// A compressed kernel becomes two blobs, a record, and the choice of the default.
 pub(crate) const IMPORT: Operation = Operation {

@@ -19,8 +19,6 @@ mod operation;
 #[cfg(test)]
 mod races;
 #[cfg(test)]
-mod random;
-#[cfg(test)]
 mod rounds;
 #[cfg(test)]
 mod scene;

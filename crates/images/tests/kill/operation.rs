@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use smartvm_images::store::{BlobMode, GcOptions, Kind, RecordId, Staged};
 use smartvm_images::{Digest, Progress, Store};
 
-use crate::random::Random;
 use crate::scene::Scene;
+use smartvm_lab::random::Random;
 
 /// One kind of work on the store.
 pub(crate) struct Operation {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::child::Child;
 use crate::operation::{self, Operation};
-use crate::random::Random;
 use crate::scene::Scene;
+use smartvm_lab::random::Random;
 
 #[test]
 fn put_killed_at_any_moment_leaves_a_whole_store_and_can_be_repeated() {
