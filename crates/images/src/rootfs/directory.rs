@@ -52,12 +52,18 @@ pub(super) struct Scanned {
     pub(super) entries: u64,
 }
 
+/// Contents of small files are kept when they are looked at: opening a file again costs more than reading it.
+/// Files of up to so many bytes, and so many bytes in all.
+const SMALL: u64 = 8 << 10;
+const KEPT: u64 = 48 << 20;
+
 /// A file with contents, as it was when it was looked at.
 struct Seen {
     /// Relative to the directory.
     path: Box<[u8]>,
     identity: Identity,
     map: Option<Map>,
+    contents: Option<Box<[u8]>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,10 +108,11 @@ pub(super) fn scan(
         metadata: 0,
         left_out: 0,
         foreign: 0,
+        kept: 0,
         scanned: Scanned { root, at, files: Vec::new(), entries: 0 },
     };
-    let xattrs =
-        scan.xattrs(Path::new("/proc/self/fd").join(scan.scanned.root.as_raw_fd().to_string()).join("."))?;
+    let attributes = Attributes::at(&scan.scanned.root, Path::new("."));
+    let xattrs = scan.xattrs(&attributes, b"")?;
     scan.tree.set_root(meta(&stat), xattrs);
     let mut ahead: Vec<(Id, Vec<u8>)> = vec![(ROOT, Vec::new())];
     while let Some((id, path)) = ahead.pop() {
@@ -138,6 +145,8 @@ struct Scan<'l> {
     metadata: u64,
     left_out: u64,
     foreign: u64,
+    /// Bytes of contents in memory.
+    kept: u64,
     scanned: Scanned,
 }
 
@@ -165,15 +174,15 @@ impl Scan<'_> {
         let told = |error| failure(&self.full(path), "read", error);
         let mut names = Vec::new();
         for entry in Dir::read_from(&opened).map_err(told)? {
-            let name = entry.map_err(told)?.file_name().to_owned();
-            if !matches!(name.to_bytes(), b"." | b"..") {
-                names.push(name);
+            let entry = entry.map_err(told)?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                names.push((entry.file_name().to_owned(), entry.file_type()));
             }
         }
         // The same directory always makes the same image.
-        names.sort_unstable();
-        for name in names {
-            self.entry(id, &opened, path, &name, ahead)?;
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (name, kind) in names {
+            self.entry(id, &opened, path, (&name, kind), ahead)?;
         }
         Ok(())
     }
@@ -183,7 +192,7 @@ impl Scan<'_> {
         parent: Id,
         opened: &OwnedFd,
         way: &[u8],
-        name: &CStr,
+        (name, kind): (&CStr, FileType),
         ahead: &mut Vec<(Id, Vec<u8>)>,
     ) -> Result<(), RootfsError> {
         let mut path = way.to_vec();
@@ -191,10 +200,22 @@ impl Scan<'_> {
             path.push(b'/');
         }
         path.extend_from_slice(name.to_bytes());
-        let stat = match rustix::fs::statat(opened, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(Errno::NOENT) => return Err(RootfsError::Changed { path: self.full(&path) }),
-            Err(error) => return Err(failure(&self.full(&path), "look at", error)),
+        // A file that is open tells all of itself without its name being looked up again.
+        let file = match kind {
+            FileType::RegularFile => rustix::fs::openat(opened, name, READ, Mode::empty()).map(Some),
+            _ => Ok(None),
+        };
+        let stat = match &file {
+            Ok(Some(file)) => rustix::fs::fstat(file),
+            Ok(None) => rustix::fs::statat(opened, name, AtFlags::SYMLINK_NOFOLLOW),
+            Err(error) => Err(*error),
+        };
+        let (file, stat) = match (file, stat) {
+            (Ok(file), Ok(stat)) => (file, stat),
+            (_, Err(Errno::NOENT | Errno::LOOP)) => {
+                return Err(RootfsError::Changed { path: self.full(&path) });
+            }
+            (_, Err(error)) | (Err(error), _) => return Err(failure(&self.full(&path), "open", error)),
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if (stat.st_dev, stat.st_ino) == self.image {
@@ -213,12 +234,16 @@ impl Scan<'_> {
             self.count(path.len())?;
             return self.tree.link(parent, text, id).map_err(unusable);
         }
-        let node = self.node(opened, name, &path, &stat, kind)?;
-        let xattrs = self.xattrs(
-            Path::new("/proc/self/fd")
-                .join(opened.as_raw_fd().to_string())
-                .join(std::ffi::OsStr::from_bytes(name.to_bytes())),
-        )?;
+        let (node, attributes) = match &file {
+            Some(file) if kind == FileType::RegularFile => {
+                (self.file(file, &path, &stat)?, Attributes::Of(file))
+            }
+            _ => {
+                let name_alone = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
+                (self.node(opened, name, &path, &stat, kind)?, Attributes::at(opened, name_alone))
+            }
+        };
+        let xattrs = self.xattrs(&attributes, &path)?;
         self.count(path.len())?;
         let inode = Inode::new(meta(&stat), node, xattrs);
         let inserted = self.tree.insert(parent, text, inode);
@@ -269,53 +294,65 @@ impl Scan<'_> {
             FileType::BlockDevice => Node::BlockDevice(device.0, device.1),
             FileType::Fifo => Node::Fifo,
             FileType::Socket => Node::Socket,
-            FileType::RegularFile => self.file(opened, name, path, stat)?,
+            FileType::RegularFile => {
+                // The directory did not tell.
+                let file = rustix::fs::openat(opened, name, READ, Mode::empty())
+                    .map_err(|error| failure(&self.full(path), "open", error))?;
+                let stat = rustix::fs::fstat(&file);
+                let stat = stat.map_err(|error| failure(&self.full(path), "look at", error))?;
+                self.file(&file, path, &stat)?
+            }
             FileType::Unknown => return Err(unusable("is of a kind that is not known")),
         })
     }
 
-    fn file(&mut self, opened: &OwnedFd, name: &CStr, path: &[u8], stat: &Stat) -> Result<Node, RootfsError> {
+    fn file(&mut self, file: &OwnedFd, path: &[u8], stat: &Stat) -> Result<Node, RootfsError> {
         let identity = Identity::of(stat);
         let size = identity.size;
         if size > super::LARGEST_FILE {
             let problem = "is larger than a file on ext4 can be".into();
             return Err(RootfsError::File { path: self.full(path), problem });
         }
-        let map = if stat.st_blocks.unsigned_abs() * 512 < size {
-            self.holes(opened, name, path, size)?
-        } else {
-            None
-        };
+        let map =
+            if stat.st_blocks.unsigned_abs() * 512 < size { self.holes(file, path, size)? } else { None };
         let blocks = map.as_ref().map(|map| map.blocks(size).into_boxed_slice());
         let has_data = blocks.as_ref().map_or(size > 0, |blocks| !blocks.is_empty());
         let ordinal = self.scanned.files.len() as u32;
         if has_data {
-            self.scanned.files.push(Seen { path: path.into(), identity, map });
+            let contents = match &map {
+                None if size <= SMALL && self.kept + size <= KEPT => Some(self.contents(file, path, size)?),
+                _ => None,
+            };
+            self.scanned.files.push(Seen { path: path.into(), identity, map, contents });
         }
         Ok(Node::File(tree::File { size, source: has_data.then_some((0, ordinal)), blocks }))
     }
 
+    /// All of a small file.
+    fn contents(&mut self, file: &OwnedFd, path: &[u8], size: u64) -> Result<Box<[u8]>, RootfsError> {
+        let mut contents = vec![0; size as usize];
+        let got = rustix::io::pread(file, &mut contents, 0);
+        let got = got.map_err(|error| failure(&self.full(path), "read", error))?;
+        if got < contents.len() {
+            return Err(RootfsError::Changed { path: self.full(path) });
+        }
+        self.kept += size;
+        Ok(contents.into())
+    }
+
     /// Where a file has data. `None` when its file system does not say.
-    fn holes(
-        &self,
-        opened: &OwnedFd,
-        name: &CStr,
-        path: &[u8],
-        size: u64,
-    ) -> Result<Option<Map>, RootfsError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    fn holes(&self, file: &OwnedFd, path: &[u8], size: u64) -> Result<Option<Map>, RootfsError> {
         let told = |error| failure(&self.full(path), "read", error);
-        let file = rustix::fs::openat(opened, name, flags, Mode::empty()).map_err(told)?;
         let mut ranges = Vec::new();
         let mut at = 0;
         while at < size {
-            let start = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+            let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
                 Ok(start) => start,
                 Err(Errno::NXIO) => break,
                 Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
                 Err(error) => return Err(told(error)),
             };
-            let end = rustix::fs::seek(&file, SeekFrom::Hole(start)).map_err(told)?;
+            let end = rustix::fs::seek(file, SeekFrom::Hole(start)).map_err(told)?;
             ranges.push((start, end.saturating_sub(start)));
             at = end;
         }
@@ -326,34 +363,72 @@ impl Scan<'_> {
         Map::new(blocks, size).map(Some).map_err(changed)
     }
 
-    fn xattrs(&mut self, path: PathBuf) -> Result<Xattrs, RootfsError> {
+    fn xattrs(&mut self, of: &Attributes<'_>, path: &[u8]) -> Result<Xattrs, RootfsError> {
         let mut xattrs = Xattrs::new();
-        let len = match rustix::fs::llistxattr(&path, &mut *self.buffer) {
+        let told = |scan: &Self, error| failure(&scan.full(path), "read the attributes of", error);
+        let len = match with_room(&mut self.buffer, |buffer| of.names(buffer)) {
             Ok(len) => len,
             Err(Errno::OPNOTSUPP) => 0,
-            Err(error) => return Err(failure(&path, "read the attributes of", error)),
+            Err(error) => return Err(told(self, error)),
         };
         if len == 0 {
             return Ok(xattrs);
         }
         let names = self.buffer[..len].to_vec();
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            let len = match rustix::fs::lgetxattr(&path, name, &mut *self.buffer) {
+            let len = match with_room(&mut self.buffer, |buffer| of.value(name, buffer)) {
                 Ok(len) => len,
-                Err(Errno::NODATA) => return Err(RootfsError::Changed { path }),
-                Err(error) => return Err(failure(&path, "read the attributes of", error)),
+                Err(Errno::NODATA) => return Err(RootfsError::Changed { path: self.full(path) }),
+                Err(error) => return Err(told(self, error)),
             };
             match xattr::add(&mut xattrs, name, &self.buffer[..len]) {
                 Ok(true) => self.metadata += (name.len() + len) as u64,
                 Ok(false) => self.foreign += 1,
                 Err(problem) => {
-                    let path = fs::read_link(path.parent().unwrap_or(&path))
-                        .map_or(path.clone(), |way| way.join(path.file_name().unwrap_or_default()));
-                    return Err(RootfsError::File { path, problem: problem.into() });
+                    return Err(RootfsError::File { path: self.full(path), problem: problem.into() });
                 }
             }
         }
         Ok(xattrs)
+    }
+}
+
+/// How files are opened for reading: never waiting, never following.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+
+/// Whose extended attributes are asked for.
+enum Attributes<'a> {
+    Of(&'a OwnedFd),
+    /// What cannot be opened for reading: by a way that goes through the open directory and follows no symlink.
+    At(PathBuf),
+}
+
+impl Attributes<'_> {
+    fn at(directory: &OwnedFd, name: &Path) -> Self {
+        let way = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+        Self::At(way.join(name))
+    }
+
+    fn names(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        match self {
+            Self::Of(file) => rustix::fs::flistxattr(file, buffer),
+            Self::At(path) => rustix::fs::llistxattr(path, buffer),
+        }
+    }
+
+    fn value(&self, name: &[u8], buffer: &mut [u8]) -> Result<usize, Errno> {
+        match self {
+            Self::Of(file) => rustix::fs::fgetxattr(file, name, buffer),
+            Self::At(path) => rustix::fs::lgetxattr(path, name, buffer),
+        }
+    }
+}
+
+/// Asks with little room first: the kernel clears as much memory as it is offered.
+fn with_room(buffer: &mut [u8], ask: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<usize, Errno> {
+    match ask(&mut buffer[..512]) {
+        Err(Errno::RANGE) => ask(buffer),
+        answer => answer,
     }
 }
 
@@ -364,13 +439,20 @@ pub(super) fn fill(
     filler: &mut Filler<'_, '_>,
     fills: &[Fill],
 ) -> Result<(), RootfsError> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     for fill in fills {
         let seen = &scanned.files[fill.source.1 as usize];
         let path = || scanned.at.join(Path::new(std::ffi::OsStr::from_bytes(&seen.path)));
         let changed = || RootfsError::Changed { path: path() };
-        let opened = rustix::fs::openat2(&scanned.root, &*seen.path, flags, Mode::empty(), resolve);
+        if let Some(contents) = &seen.contents {
+            watch.advance(contents.len() as u64).map_err(|_| RootfsError::Stopped)?;
+            match filler.fill(*fill, &**contents) {
+                Ok(()) => continue,
+                Err(FillError::Write(error)) => return Err(error),
+                Err(FillError::Short | FillError::Read(_)) => return Err(changed()),
+            }
+        }
+        let opened = rustix::fs::openat2(&scanned.root, &*seen.path, READ, Mode::empty(), resolve);
         let opened = opened.map_err(|error| match error {
             Errno::NOENT | Errno::LOOP | Errno::NOTDIR => changed(),
             error => failure(&path(), "open", error),

@@ -165,7 +165,7 @@ fn a_directory_that_changes_meanwhile_is_refused_by_the_name_of_the_file() {
     for change in changes {
         let scratch = tempfile::tempdir().unwrap();
         fs::create_dir(scratch.path().join("d")).unwrap();
-        fs::write(scratch.path().join("d/f"), b"as it was").unwrap();
+        fs::write(scratch.path().join("d/f"), [b'x'; 10_000]).unwrap();
         let watch = Watch::new(&Abandoned::never(), &Progress::none(), "test", None);
         let (file, options) = (tempfile::tempfile().unwrap(), Options::default());
         let directory = Directory::new(scratch.path());
