@@ -135,12 +135,12 @@ mod tests {
 
     const MAP: &str = "# Rooms\n| crate | folder |\n| --- | --- |\n| `other` | not a crate |\n\
         | `smartvm-cli` | `crates/a` |\n| `smartvm` | `crates/b` |\n| `smartvm-host` | `crates/c` |\n| `smartvm-firecracker` | `crates/d` |\n\
-        | `smartvm-core` | `crates/e` |\n| `smartvm-lab` | `crates/f` |\n| `smartvm-bench` | `crates/g` |\n| `xtask` | `crates/h` |\n";
+        | `smartvm-images` | `crates/i` |\n| `smartvm-guest-binary` | `crates/j` |\n| `smartvm-guest` | `crates/k` |\n\
+        | `smartvm-core` | `crates/e` |\n| `smartvm-guest-api` | `crates/l` |\n| `smartvm-lab` | `crates/f` |\n| `smartvm-bench` | `crates/g` |\n| `smartvm-fuzz` | `crates/m` |\n| `xtask` | `crates/h` |\n";
 
     /// A workspace of all our crates, with the given extra dependencies: (of, on, kind).
     fn workspace(extra: &[(&str, &str, Option<&str>)]) -> Value {
-        let names = ["smartvm-cli", "smartvm", "smartvm-host", "smartvm-firecracker", "smartvm-core"];
-        let names = names.into_iter().chain(["smartvm-lab", "smartvm-bench", "xtask"]);
+        let names = super::PRODUCT.iter().chain(super::DEVELOPERS).map(|(name, _)| *name);
         let packages = names.map(|name| {
             let of_this = extra.iter().filter(|(of, ..)| *of == name);
             let dependencies: Vec<Value> =
