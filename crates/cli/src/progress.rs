@@ -127,7 +127,9 @@ impl Bars {
                 if let Some(open) = ended {
                     open.bar.finish_and_clear();
                     self.multi.remove(&open.bar);
-                    if open.shown {
+                    // Work that was interrupted ends before its total: nothing is to be said to be done.
+                    let whole = open.bar.length().is_none_or(|total| open.bar.position() >= total);
+                    if open.shown && whole {
                         let took = open.begun.elapsed().as_secs_f64();
                         let done = size(open.bar.position());
                         self.say(&on_one_line(&format!("{what}: {done} in {took:.1} s")));
