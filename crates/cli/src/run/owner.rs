@@ -335,6 +335,7 @@ impl Life {
         word: Option<Option<guest::Report>>,
     ) -> (String, Exit, Option<Report>) {
         let exit = released.vmm.exit;
+        let image = word.is_some();
         let stopped = || match released.vmm.by {
             None => "stopped: the guest had just ended".to_owned(),
             Some(Rung::CtrlAltDel) => "stopped by Ctrl+Alt+Del".to_owned(),
@@ -352,6 +353,11 @@ impl Life {
                     format!("machine `{}`: Firecracker ended: {}", self.machine.id(), exit.explained());
                 let mut report = Report::plain("PROCESS_EXITED", what, Exit::VmmFailed);
                 report.log = self.machine.last_words(20);
+                let kvm_failed = report.log.iter().any(|line| line.contains("KVM_EXIT_INTERNAL_ERROR"));
+                if image && kvm_failed {
+                    report.hint =
+                        Some("this host's KVM may not run Linux guests: `smartvm doctor` finds out".into());
+                }
                 ("Firecracker ended by itself".to_owned(), Exit::VmmFailed, Some(report))
             }
         };
