@@ -45,7 +45,8 @@ pub fn find(explicit: Option<&Path>, store: Option<&Store>) -> Result<Option<Fou
     find_in(explicit, store, |name| std::env::var_os(name).filter(|value| !value.is_empty()))
 }
 
-fn find_in(
+/// The same with these variables for the environment.
+pub(super) fn find_in(
     explicit: Option<&Path>,
     store: Option<&Store>,
     variable: impl Fn(&str) -> Option<std::ffi::OsString>,
