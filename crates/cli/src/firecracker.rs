@@ -123,6 +123,10 @@ pub(crate) async fn run(arguments: FirecrackerArguments, printer: &Printer) -> O
             until_signal(async { Ok(releases.remove(version).await?) }).await?;
             let text = match printer.json {
                 true => json_line(&serde_json::json!({"removed": version})),
+                false if releases.list()?.is_empty() => format!(
+                    "removed Firecracker {version}; none is installed any more, so there is no default: `smartvm firecracker \
+                     install` gets one\n"
+                ),
                 false => format!("removed Firecracker {version}\n"),
             };
             Ok(print(printer, &text, Exit::Success))

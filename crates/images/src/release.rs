@@ -309,11 +309,11 @@ impl Releases {
         .await
     }
 
-    /// Removes a version; its blobs go with the next gc, or when the last machine that runs them has ended. The default can
+    /// Removes a version; its blobs go with the next gc. One that a machine runs stays. The default can
     /// only be removed when it is the only version: which other one machines should use from then on is the user's choice.
     ///
     /// # Errors
-    /// It is not installed, or the default among several.
+    /// It is not installed, runs a machine, or is the default among several.
     pub async fn remove(&self, version: Version) -> Result<(), ReleaseError> {
         let progress = self.downloader.progress();
         let _lock = self.store.lock("install Firecracker", &version.to_string(), progress).await?;
@@ -423,11 +423,29 @@ pub fn default(store: &Store) -> Result<Option<Installed>, ReleaseError> {
     }
 }
 
+/// The blob of the installed Firecracker whose file `path` is, by the name that [`Releases::programs`] gives it.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn blob_at(store: &Store, path: &Path) -> Result<Option<Digest>, ReleaseError> {
+    for Listed { installed, .. } in list(store)? {
+        // One that is damaged is not what runs there.
+        if programs(store, &installed).is_ok_and(|programs| programs.firecracker == path) {
+            return Ok(Some(installed.firecracker));
+        }
+    }
+    Ok(None)
+}
+
 fn remove(store: &Store, version: Version) -> Result<(), ReleaseError> {
     let all = list(store)?;
     let others = all.iter().any(|listed| listed.installed.version != version);
     let listed = all.iter().find(|listed| listed.installed.version == version);
     let listed = listed.ok_or(ReleaseError::NotInstalled { version })?;
+    let Installed { firecracker, jailer, .. } = listed.installed;
+    if let Some(user) = store.users_of(&[firecracker, jailer])?.into_iter().next() {
+        return Err(ReleaseError::InUse { version, machine: user.id });
+    }
     if listed.default && others {
         return Err(ReleaseError::IsDefault { version });
     }

@@ -1,13 +1,17 @@
 //! Which Firecracker runs the machines of this host.
 
+use std::io;
 use std::path::Path;
 
 use smartvm_core::explain::{Code, Explain, Happened};
 use smartvm_host::FirecrackerBinary;
 use smartvm_host::binary::BinaryError;
+use smartvm_images::Digest;
 use smartvm_images::release::{self, ReleaseError};
+use smartvm_images::store::{Store, StoreError, UseGuard};
 
 use crate::directories::{Directories, OpenStoreError};
+use crate::host::Host;
 
 /// The Firecracker to use: `explicit`, else what `SMARTVM_FIRECRACKER` names, else the store's default version, else
 /// `firecracker` on PATH; asked for its version.
@@ -38,6 +42,49 @@ pub(crate) fn found_by(explicit: Option<&Path>, directories: &Directories) -> &'
         },
         _ => "found somewhere",
     }
+}
+
+/// Marks a Firecracker of the host's store as used by the machine `id`, so that its release is not removed meanwhile. None for
+/// a Firecracker from elsewhere, and in a store that nobody may write to.
+///
+/// # Errors
+/// The store cannot be used.
+pub(crate) async fn use_of_store(host: &Host, path: &Path, id: &str) -> io::Result<Option<UseGuard>> {
+    let (path, id) = (path.to_owned(), id.to_owned());
+    with_store_of(host, path, move |store, digest| match store.use_blobs(&id, &[digest]) {
+        Ok(used) => Ok(Some(used)),
+        Err(StoreError::ReadOnly { .. }) => Ok(None),
+        Err(error) => Err(io::Error::other(error)),
+    })
+    .await
+}
+
+/// The blob that a Firecracker of the host's store is; none for one from elsewhere.
+///
+/// # Errors
+/// The store cannot be read.
+pub(crate) async fn blob_of_store(host: &Host, path: &Path) -> io::Result<Option<Digest>> {
+    with_store_of(host, path.to_owned(), |_, digest| Ok(Some(digest))).await
+}
+
+async fn with_store_of<T: Send + 'static>(
+    host: &Host,
+    path: std::path::PathBuf,
+    then: impl FnOnce(&Store, Digest) -> io::Result<Option<T>> + Send + 'static,
+) -> io::Result<Option<T>> {
+    let dir = host.data_dir().join("store");
+    // Most often it is from elsewhere: that costs a start nothing.
+    if !path.starts_with(&dir) {
+        return Ok(None);
+    }
+    let work = move || {
+        let store = Store::open(&dir).map_err(io::Error::other)?;
+        match release::blob_at(&store, &path).map_err(io::Error::other)? {
+            Some(digest) => then(&store, digest),
+            None => Ok(None),
+        }
+    };
+    tokio::task::spawn_blocking(work).await?
 }
 
 /// No Firecracker that can be used.

@@ -75,6 +75,14 @@ pub enum ReleaseError {
         /// The version.
         version: Version,
     },
+    /// A machine runs it.
+    #[error("Firecracker {version} is in use by the machine `{machine}`")]
+    InUse {
+        /// The version.
+        version: Version,
+        /// The machine's id; the first one of several.
+        machine: String,
+    },
     /// The version is the default.
     #[error("Firecracker {version} is the default version, and others are installed")]
     IsDefault {
@@ -94,7 +102,7 @@ impl Explain for ReleaseError {
                 Code::NotFound
             }
             Self::BadChecksum { .. } | Self::NoLatest { .. } => Code::DownloadFailed,
-            Self::IsDefault { .. } => Code::InUse,
+            Self::InUse { .. } | Self::IsDefault { .. } => Code::InUse,
         }
     }
 
@@ -121,6 +129,7 @@ impl Explain for ReleaseError {
                 "get it again by `smartvm firecracker install {version}`, or choose another: `smartvm firecracker use \
                  VERSION`"
             ),
+            Self::InUse { machine, .. } => format!("stop it first: `smartvm stop {machine}`"),
             Self::IsDefault { .. } => "choose another default first: `smartvm firecracker use VERSION`".into(),
         })
     }

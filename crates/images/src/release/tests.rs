@@ -205,6 +205,24 @@ async fn a_default_that_is_missing_is_told_and_another_can_be_chosen() {
 }
 
 #[tokio::test]
+async fn what_a_machine_runs_is_not_removed() {
+    let page = Page::new(published("v1.12.1", &release("v1.12.1"))).await;
+    let releases = page.releases();
+    let installed = releases.install(exactly("1.12.1"), false).await.unwrap();
+    let programs = releases.programs(&installed).unwrap();
+    let blob = blob_at(&page.store, &programs.firecracker).unwrap();
+    assert_eq!(blob, Some(installed.firecracker));
+    assert_eq!(blob_at(&page.store, &programs.jailer).unwrap(), None);
+    let used = page.store.use_blobs("runs", &[installed.firecracker]).unwrap();
+    let error = releases.remove(installed.version).await.unwrap_err();
+    assert_eq!(error.code(), Code::InUse);
+    assert_eq!(error.to_string(), "Firecracker v1.12.1 is in use by the machine `runs`");
+    drop(used);
+    releases.remove(installed.version).await.unwrap();
+    assert_eq!(releases.list().unwrap(), []);
+}
+
+#[tokio::test]
 async fn the_default_and_a_removal_do_not_cross() {
     let files = ["v1.12.1", "v1.13.0"].map(|version| published(version, &release(version)));
     let page = Page::new(files.into_iter().flatten()).await;

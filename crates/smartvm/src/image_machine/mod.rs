@@ -25,6 +25,7 @@ use smartvm_images::{Digest, kernel};
 use tokio::task::JoinHandle;
 
 use crate::config::{Finding, InvalidConfig};
+use crate::firecracker::blob_of_store;
 use crate::host::Host;
 use crate::machine::{Machine, Released, StartError, StartOptions, random_id};
 use crate::machine_data::MachineData;
@@ -121,12 +122,14 @@ impl Planned {
     /// # Cancel safety
     /// When the future is dropped, everything is released.
     pub async fn start(
-        self,
+        mut self,
         host: &Host,
         firecracker: &FirecrackerBinary,
         options: StartOptions,
     ) -> Result<ImageMachine, ImageMachineError> {
         let (id, pci) = (self.id.clone(), options.enable_pci);
+        let used = blob_of_store(host, &firecracker.path).await;
+        self.blobs.extend(used.map_err(files::failed(&id, "mark as used", &firecracker.path))?);
         let (data_dir, version) = (host.data_dir().to_owned(), firecracker.version.clone());
         let made = tokio::task::spawn_blocking(move || files::make(&self, &data_dir, &version, pci));
         let (checked, belongings) = match made.await {
@@ -134,7 +137,7 @@ impl Planned {
             Err(error) => return Err(files::failed(&id, "make the files in", host.data_dir())(error.into())),
         };
         let options = StartOptions { id: Some(id), ..options };
-        let machine = Machine::start_with(host, firecracker, &checked, options, belongings).await?;
+        let machine = Machine::start_with(host, firecracker, &checked, options, Some(belongings)).await?;
         let report = tokio::spawn(ReportFinder::follow(machine.console().reader()));
         Ok(ImageMachine { machine, report })
     }

@@ -16,6 +16,11 @@ impl Belongings {
         Self { data: Some(data), uses: Some(uses) }
     }
 
+    /// Without files of its own: what it uses of the store.
+    pub(super) fn using(uses: Option<UseGuard>) -> Self {
+        Self { data: None, uses }
+    }
+
     /// Releases everything; the VMM must have ended. Answers what could not be removed.
     pub(super) fn release(self) -> Vec<String> {
         drop(self.uses);

@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::check::Checked;
+use crate::firecracker::use_of_store;
 use crate::host::Host;
 use crate::machine_dir::{MachineDir, Refused};
 use crate::record::{Record, replace};
@@ -119,16 +120,17 @@ impl Machine {
         config: &Checked,
         options: StartOptions,
     ) -> Result<Self, StartError> {
-        Self::start_with(host, firecracker, config, options, Belongings::default()).await
+        Self::start_with(host, firecracker, config, options, None).await
     }
 
-    /// The same for a machine that has more than its directory: that is released with it.
+    /// The same for a machine that has more than its directory: that is released with it, and says what the machine uses of
+    /// the store, its Firecracker too.
     pub(crate) async fn start_with(
         host: &Host,
         firecracker: &FirecrackerBinary,
         config: &Checked,
         options: StartOptions,
-        belongings: Belongings,
+        belongings: Option<Belongings>,
     ) -> Result<Self, StartError> {
         let life = Arc::new(Life::new());
         // A life that begins allows it.
@@ -138,6 +140,14 @@ impl Machine {
         let failed = |what, path: PathBuf| {
             let id = id.clone();
             move |source| StartError::Host { id, what, path, source }
+        };
+        let belongings = match belongings {
+            Some(belongings) => belongings,
+            None => Belongings::using(
+                use_of_store(host, &firecracker.path, id.as_str())
+                    .await
+                    .map_err(failed("mark as used", firecracker.path.clone()))?,
+            ),
         };
         if let Some(vsock) = &config.spec.vsock {
             let path = vsock.uds_path.clone();
