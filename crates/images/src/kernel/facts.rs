@@ -195,15 +195,29 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     FEATURES.iter().map(|feature| feature.name)
 }
 
+const NO_DEVICES: &str =
+    "The guest sees no device of Firecracker: it has virtio neither over MMIO nor over PCI.";
+
 /// What does not work with these facts, one sentence each. What is unknown is not claimed.
 pub fn consequences(facts: &Facts) -> Vec<&'static str> {
     let works = |name: &str| facts.get(name).and_then(|presence| presence.works());
+    let lacks = |name| works(name) == Some(false);
+    let (no_mmio, no_pci) = (lacks("virtio-mmio"), lacks("pci") || lacks("virtio-pci"));
     FEATURES
         .iter()
         .filter(|feature| works(feature.name) == Some(false))
+        // Said once: the option is no way out where it does not work.
+        .filter(|feature| match feature.name {
+            "pci" => !no_mmio,
+            "virtio-pci" => !no_mmio && !lacks("pci"),
+            _ => true,
+        })
         // With ACPI nobody needs it.
         .filter(|feature| feature.name != "virtio-mmio-cmdline" || works("acpi") == Some(false))
-        .map(|feature| feature.without)
+        .map(|feature| match feature.name {
+            "virtio-mmio" if no_pci => NO_DEVICES,
+            _ => feature.without,
+        })
         .collect()
 }
 
@@ -288,7 +302,7 @@ mod tests {
 
     #[test]
     fn the_configuration_says_it_all() {
-        let config = "CONFIG_ACPI=y\nCONFIG_OVERLAY_FS=m\nCONFIG_VMGENID=m\n# CONFIG_PCI is not set\n";
+        let config = "CONFIG_ACPI=y\nCONFIG_VIRTIO_MMIO=y\nCONFIG_OVERLAY_FS=m\nCONFIG_VMGENID=m\n# CONFIG_PCI is not set\n";
         let facts = facts(Some(config), None, &["overlay"]);
         assert_eq!(facts["acpi"], Presence::BuiltIn);
         assert_eq!(facts["overlayfs"], Presence::Module);
@@ -301,6 +315,13 @@ mod tests {
             !said.iter().any(|text| text.contains("named on the kernel's command line")),
             "there is ACPI"
         );
+    }
+
+    #[test]
+    fn that_no_device_is_seen_is_said_once() {
+        let said = consequences(&facts(Some("CONFIG_ACPI=y\n"), None, &[]));
+        assert!(said.contains(&NO_DEVICES));
+        assert!(!said.iter().any(|text| text.contains("--enable-pci")), "{said:?}");
     }
 
     #[test]

@@ -41,6 +41,14 @@ pub enum ImageMachineError {
         /// What to do.
         remedy: &'static str,
     },
+    /// Nothing tells that the kernel can boot any image.
+    #[error(
+        "kernel `{kernel}` came without modules and says nothing of its drivers: it may have none for disks"
+    )]
+    KernelUnknown {
+        /// The kernel.
+        kernel: String,
+    },
     /// The machine cannot be as it is wanted.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -73,7 +81,7 @@ impl Explain for ImageMachineError {
             Self::Image(error) => error.code(),
             Self::NoBase { .. } => Code::NotFound,
             Self::Kernel(error) => error.code(),
-            Self::KernelLacks { .. } => Code::InvalidKernel,
+            Self::KernelLacks { .. } | Self::KernelUnknown { .. } => Code::InvalidKernel,
             Self::Plan(error) => error.code(),
             Self::Invalid(error) => error.code(),
             Self::Store(error) => error.code(),
@@ -90,6 +98,11 @@ impl Explain for ImageMachineError {
             }
             Self::Kernel(error) => error.hint(),
             Self::KernelLacks { remedy, .. } => Some((*remedy).into()),
+            Self::KernelUnknown { .. } => Some(
+                "import it with its modules: `smartvm kernel import VMLINUZ .../lib/modules/RELEASE`, or with its build \
+                 configuration"
+                    .into(),
+            ),
             Self::Plan(error) => error.hint(),
             Self::Invalid(error) => error.hint(),
             Self::Store(error) => error.hint(),

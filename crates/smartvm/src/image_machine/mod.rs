@@ -228,6 +228,15 @@ fn check_kernel(
     let lack = |feature, what, remedy| {
         Err(ImageMachineError::KernelLacks { kernel: kernel.name.clone(), feature, what, remedy })
     };
+    if lacks("virtio-blk") {
+        let remedy = "import it with its modules: `smartvm kernel import VMLINUZ .../lib/modules/RELEASE`, or use another kernel";
+        return lack("virtio-blk", "every disk", remedy);
+    }
+    // What is no Linux has no release; what it can do is its own matter.
+    let known = kernel.config_known || kernel.facts.get("virtio-blk").is_some_and(|it| it.works().is_some());
+    if !known && kernel.modules.is_empty() && !kernel.release.is_empty() {
+        return Err(ImageMachineError::KernelUnknown { kernel: kernel.name.clone() });
+    }
     if wanted.writes != smartvm_core::image_machine::Writes::Nowhere && lacks("overlayfs") {
         return lack("overlayfs", "a root that can be written", "use another kernel, or --read-only");
     }
