@@ -29,6 +29,14 @@ pub enum DownloadError {
         /// Why not.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// A variable of the environment that says how to connect cannot be followed.
+    #[error("cannot follow the variable {name}: {why}")]
+    Variable {
+        /// Its name.
+        name: &'static str,
+        /// Why not; without a password that it may hold.
+        why: String,
+    },
     /// The host's name has no address, or no name server answered.
     #[error("cannot look up the host `{host}` of {url}")]
     Lookup {
@@ -258,9 +266,11 @@ impl DownloadError {
             | Self::Everywhere { .. } => Verdict::NotHere,
             // A file that is missing is one place's fault, a file that cannot be written is ours.
             Self::File { doing, .. } if *doing == READ => Verdict::NotHere,
-            Self::File { .. } | Self::NoRoom { .. } | Self::Client { .. } | Self::Store { .. } => {
-                Verdict::Stop
-            }
+            Self::File { .. }
+            | Self::NoRoom { .. }
+            | Self::Client { .. }
+            | Self::Variable { .. }
+            | Self::Store { .. } => Verdict::Stop,
         }
     }
 
@@ -312,6 +322,10 @@ impl Explain for DownloadError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::BadUrl { .. } => "give an http:// or https:// URL, a file:// URL or an absolute path".into(),
+            Self::Variable { name, .. } if name.starts_with("SSL") => {
+                format!("let {name} name a PEM file of CA certificates, or unset it")
+            }
+            Self::Variable { name, .. } => format!("write {name} like http://user:password@host:port, or unset it"),
             Self::Client { .. } => {
                 "install the ca-certificates of your distribution, or name a PEM file with SSL_CERT_FILE; check HTTPS_PROXY".into()
             }

@@ -1,6 +1,7 @@
 //! One question and its answer over HTTP: redirects followed, every failure named.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Once};
@@ -33,6 +34,7 @@ impl Http {
     /// The client that these options ask for.
     pub(super) fn new(options: &Options) -> Result<Self, DownloadError> {
         install_provider();
+        check_environment(&options.proxy, |name| std::env::var_os(name))?;
         let client = |source: Box<dyn Error + Send + Sync>| DownloadError::Client { source };
         let mut builder = Client::builder()
             .user_agent(concat!("smartvm/", env!("CARGO_PKG_VERSION")))
@@ -155,6 +157,35 @@ impl Http {
         }
         DownloadError::Protocol { url, why }
     }
+}
+
+/// Refuses variables that nothing can be done with. The client would go on as if they were not set: past a proxy that is to be
+/// used, and with other certificates than those that are to be trusted.
+fn check_environment(
+    proxy: &Proxy,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<(), DownloadError> {
+    let set = |name| variable(name).filter(|value| !value.is_empty());
+    let refuse = |name, why: String| Err(DownloadError::Variable { name, why });
+    if let Some(path) = set("SSL_CERT_FILE")
+        && let Err(error) = std::fs::metadata(&path)
+    {
+        return refuse("SSL_CERT_FILE", format!("{}: {error}", path.display()));
+    }
+    for name in PROXY_VARIABLES.into_iter().filter(|_| *proxy == Proxy::Environment) {
+        let Some(value) = set(name) else { continue };
+        let Some(text) = value.to_str() else { return refuse(name, "it is not UTF-8".into()) };
+        // Often it is named as `host:port`.
+        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        match Url::parse(&url) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {}
+            Ok(url) => {
+                return refuse(name, format!("a proxy is reached by http or https, not by {}", url.scheme()));
+            }
+            Err(error) => return refuse(name, format!("it names no proxy: {error}")),
+        }
+    }
+    Ok(())
 }
 
 /// The error of a status that brings no file.
@@ -301,6 +332,25 @@ impl Resolve for Resolver {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_that_cannot_be_followed_are_refused() {
+        let check = |proxy: &Proxy, name: &str, value: &str| {
+            check_environment(proxy, |asked| (asked == name).then(|| value.into()))
+                .map_err(|error| error.to_string())
+        };
+        let environment = &Proxy::Environment;
+        for good in ["", "proxy:3128", "http://u:p@proxy:3128", "https://proxy", "10.0.0.1:8080"] {
+            assert_eq!(check(environment, "HTTPS_PROXY", good), Ok(()), "{good}");
+        }
+        for bad in ["junk://x", "http://", "http://a:b", "socks5://u:secret@x:1"] {
+            let said = check(environment, "HTTPS_PROXY", bad).unwrap_err();
+            assert!(said.contains("the variable HTTPS_PROXY") && !said.contains("secret"), "{said}");
+            assert_eq!(check(&Proxy::None, "HTTPS_PROXY", bad), Ok(()));
+        }
+        let said = check(&Proxy::None, "SSL_CERT_FILE", "/no/such.pem").unwrap_err();
+        assert!(said.contains("SSL_CERT_FILE: /no/such.pem: No such file"), "{said}");
+    }
 
     #[test]
     fn what_gives_access_is_not_shown() {
