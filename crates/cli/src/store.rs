@@ -129,6 +129,13 @@ fn df_text(dir: &str, report: &DfReport) -> String {
         size(report.reclaimable_bytes),
         size(report.free_bytes)
     );
+    if report.damaged.count > 0 {
+        text += &format!(
+            "{} in {}/damaged is what `smartvm store verify --repair` moved away; gc leaves it, and you may delete it\n",
+            size(report.damaged.disk_bytes),
+            on_one_line(dir)
+        );
+    }
     text
 }
 
