@@ -127,7 +127,7 @@ pub enum DirectoryError {
         path: PathBuf,
     },
     /// Others may change what lies in it, or it is not a directory of ours.
-    #[error("the directory {} is not private: {problem}", path.display())]
+    #[error("cannot use {} as a private directory: {problem}", path.display())]
     NotPrivate {
         /// The directory.
         path: PathBuf,
@@ -190,15 +190,19 @@ fn check_private(path: &Path) -> Result<(), DirectoryError> {
     };
     let uid = rustix::process::geteuid().as_raw();
     if metadata.is_symlink() {
-        let remedy = "name the directory itself in SMARTVM_RUNTIME_DIR, or remove the link".into();
+        let remedy = "name the directory itself in SMARTVM_RUNTIME_DIR (for the store: SMARTVM_DATA_DIR), or remove the link".into();
         return not_private("it is a symbolic link".into(), remedy);
     }
     if !metadata.is_dir() {
-        let remedy = format!("remove {} or name another place in SMARTVM_RUNTIME_DIR", path.display());
+        let remedy = format!(
+            "remove {} or name another place in SMARTVM_RUNTIME_DIR (for the store: SMARTVM_DATA_DIR)",
+            path.display()
+        );
         return not_private("it is not a directory".into(), remedy);
     }
     if metadata.uid() != uid {
-        let remedy = "name a directory of your own in SMARTVM_RUNTIME_DIR".into();
+        let remedy =
+            "name a directory of your own in SMARTVM_RUNTIME_DIR (for the store: SMARTVM_DATA_DIR)".into();
         return not_private(format!("it belongs to uid {}, not to {uid}", metadata.uid()), remedy);
     }
     if metadata.mode() & 0o022 != 0 {
