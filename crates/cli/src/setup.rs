@@ -162,7 +162,7 @@ fn brought(done: &HostDone) -> String {
 /// What doctor says, and what else is needed.
 fn ending(diagnosis: &Diagnosis, has_base: bool) -> String {
     let mut text = format!("\n{}", diagnosis.to_text(stdout_colour()));
-    if !has_base {
+    if !has_base && diagnosis.is_ready() {
         text += "Next, an image to boot: smartvm image pull debian:12, or smartvm image import DIR\n";
     }
     text
@@ -185,7 +185,9 @@ async fn from_folder(
 ) -> Outcome {
     for (path, error) in &taken.failed {
         let mut report = Report::of(error);
-        report.error = format!("{}: {}", path.display(), report.error);
+        if !report.error.contains(&*path.to_string_lossy()) {
+            report.error = format!("{}: {}", path.display(), report.error);
+        }
         if !printer.json {
             printer.error(&report);
         }
