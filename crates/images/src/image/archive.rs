@@ -51,6 +51,17 @@ pub(super) struct Tar {
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     members: HashMap<String, MemberKind>,
+    amount: Amount,
+}
+
+/// How much there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Amount {
+    #[default]
+    Nothing,
+    /// The folder that all would be in, as `tar -c .` writes it first.
+    EmptyFolder,
+    Files,
 }
 
 impl Seen {
@@ -62,7 +73,13 @@ impl Seen {
     ) -> Result<Self, ImageError> {
         let mut members = HashMap::new();
         let mut too_many = false;
+        let mut amount = Amount::Nothing;
         layer.members_now(limits, abandoned, |member| {
+            if member.path.iter().any(|byte| !matches!(byte, b'.' | b'/')) {
+                amount = Amount::Files;
+            } else if amount == Amount::Nothing {
+                amount = Amount::EmptyFolder;
+            }
             if let Some(name) = image_part(&member.path) {
                 // The last of one name counts, as when unpacking.
                 members.insert(name, member.kind);
@@ -71,7 +88,11 @@ impl Seen {
             !too_many
         })?;
         // So many names that could be an image's are a root file system's, or an attack.
-        Ok(Self { members: if too_many { HashMap::new() } else { members } })
+        Ok(Self { members: if too_many { HashMap::new() } else { members }, amount })
+    }
+
+    pub(super) fn amount(&self) -> Amount {
+        self.amount
     }
 
     pub(super) fn holds(&self) -> Holds {

@@ -43,6 +43,14 @@ pub enum ImageError {
         /// What is wrong.
         why: String,
     },
+    /// A source of an import without any file.
+    #[error("{}", if *is_stream { format!("nothing came from {what}") } else { format!("{what} has no files") })]
+    Empty {
+        /// The source.
+        what: String,
+        /// Whether it is a pipe or another stream, which somebody should have written to.
+        is_stream: bool,
+    },
     /// No image for the platform.
     #[error("{what} has no image for {wanted}{}", Available(available))]
     NoPlatform {
@@ -188,7 +196,9 @@ impl Explain for ImageError {
     fn code(&self) -> Code {
         match self {
             Self::Reference { .. } => Code::InvalidId,
-            Self::Manifest { .. } | Self::Malformed { .. } | Self::Squashfs { .. } => Code::InvalidImage,
+            Self::Manifest { .. } | Self::Malformed { .. } | Self::Empty { .. } | Self::Squashfs { .. } => {
+                Code::InvalidImage
+            }
             Self::NoPlatform { .. }
             | Self::NotInRegistry { .. }
             | Self::NotFound { .. }
@@ -212,6 +222,8 @@ impl Explain for ImageError {
             }
             Self::Manifest { unsupported: true, .. } => "pull a container image; other artifacts cannot boot".into(),
             Self::Manifest { .. } | Self::Malformed { .. } => "make or fetch it again from a source that you trust".into(),
+            Self::Empty { is_stream: true, .. } => "did the command before the pipe fail? run it alone to see what it says".into(),
+            Self::Empty { .. } => "check that it is the one that you mean: an image has at least the program to run".into(),
             Self::NoPlatform { .. } => "name another tag, or the platform that you want with --platform".into(),
             Self::NotInRegistry { .. } => "check name and tag; `smartvm image ls` shows what is here already".into(),
             Self::Unauthorized { registry, had_credentials: false, .. } => format!(

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::archive::{Holds, Place, Seen};
+use super::archive::{Amount, Holds, Place, Seen};
 use super::config::{ConfigDocument, ImageConfig};
 use super::error::ImageError;
 use super::make::{self, Ingredients};
@@ -213,6 +213,11 @@ fn read(
         }
     };
     let seen = Seen::of(&layer, &options.limits, abandoned)?;
+    // Else a pipe whose first command failed would become an image that is good for nothing.
+    if seen.amount() != Amount::Files {
+        let is_stream = !spooled.is_empty() && seen.amount() == Amount::Nothing;
+        return Err(ImageError::Empty { what: name, is_stream });
+    }
     let holds = match (options.format, seen.holds()) {
         (Format::Root, _) => Holds::Root,
         (Format::Image, Holds::Root) => {
@@ -292,12 +297,18 @@ fn directory(
         (Format::Detect | Format::Image, true) => {
             image(&Place::Directory(path), Holds::Layout, options, abandoned, Vec::new())
         }
-        (Format::Detect | Format::Root, _) => Ok(Found {
-            what: format!("directory {name}"),
-            names: Vec::new(),
-            made: Made::Directory(Contents::Directory(rootfs::Directory::new(path))),
-            _spooled: Vec::new(),
-        }),
+        (Format::Detect | Format::Root, _) => {
+            // One that cannot be read is told of when its files are.
+            if std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none()) {
+                return Err(ImageError::Empty { what: name, is_stream: false });
+            }
+            Ok(Found {
+                what: format!("directory {name}"),
+                names: Vec::new(),
+                made: Made::Directory(Contents::Directory(rootfs::Directory::new(path))),
+                _spooled: Vec::new(),
+            })
+        }
     }
 }
 

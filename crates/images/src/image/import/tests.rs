@@ -437,6 +437,32 @@ async fn what_is_no_archive_is_refused() {
 }
 
 #[tokio::test]
+async fn what_is_empty_does_not_become_an_image() {
+    let bench = Bench::new();
+    let options = ImportOptions::default();
+    for bytes in [Vec::new(), gzip(b""), vec![0; 10240], gzip(&tar(&[])), tar(&[("./", b"")])] {
+        let path = bench.write("empty.tar", &bytes);
+        let error = bench.refused(&path, &options, Code::InvalidImage).await;
+        assert!(error.ends_with("empty.tar has no files"), "{error}");
+    }
+    for bytes in [Vec::new(), gzip(b"")] {
+        let source = ImportSource::Stream("standard input".into(), Box::new(io::Cursor::new(bytes)));
+        let error = import(&bench.store, source, &options, &Progress::none()).await.unwrap_err();
+        assert_eq!(
+            (error.code(), &*error.to_string()),
+            (Code::InvalidImage, "nothing came from standard input")
+        );
+        assert!(error.hint().unwrap().contains("did the command before the pipe fail?"));
+    }
+    fs::create_dir(bench.path("empty")).unwrap();
+    for format in [Format::Detect, Format::Root] {
+        let options = ImportOptions { format, ..ImportOptions::default() };
+        let error = bench.refused(&bench.path("empty"), &options, Code::InvalidImage).await;
+        assert!(error.ends_with("empty has no files"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_stream_without_end_stops_at_the_limit() {
     let bench = Bench::new();
     let mut options = ImportOptions::default();
