@@ -79,6 +79,11 @@ async fn of_several_platforms_the_wanted_one_is_pulled() {
     bench.push_platforms("single", &[(other_platform(), bench.tar(&[("x", b"x")]))]);
     let error = bench.pull("single").await.unwrap_err();
     assert!(error.to_string().contains(&other_platform()), "{error}");
+    // And so it does when it is here already.
+    bench.pull_with("single", &wanted(&other_platform())).await.unwrap();
+    let error = bench.pull("single").await.unwrap_err();
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    assert!(error.to_string().ends_with(&format!("it has {}", other_platform())), "{error}");
 }
 
 #[tokio::test]

@@ -90,11 +90,11 @@ pub async fn pull(
     let downloader = Downloader::new(options.download.clone(), progress.clone());
     let registry = Registry::connect(&downloader, reference, options.insecure, login).await?;
     let (manifest, id) = find(&registry, reference, &options.platform).await?;
-    if let Some(image) = here(store, reference, id)? {
+    if let Some(image) = here(store, reference, id, &options.platform)? {
         return Ok(Pulled { image, was_here: true });
     }
     let _lock = record::lock(store, id, progress).await?;
-    if let Some(image) = here(store, reference, id)? {
+    if let Some(image) = here(store, reference, id, &options.platform)? {
         return Ok(Pulled { image, was_here: true });
     }
     let what = format!("the image {}", reference.familiar());
@@ -165,12 +165,21 @@ async fn find(
 }
 
 /// The image with this id if it need not be made, named.
-fn here(store: &Store, reference: &Reference, id: Digest) -> Result<Option<Image>, ImageError> {
-    let image = record::usable(store, id)?;
-    if image.is_some() {
-        record::put_tag(store, reference, id)?;
+fn here(
+    store: &Store,
+    reference: &Reference,
+    id: Digest,
+    wanted: &Platform,
+) -> Result<Option<Image>, ImageError> {
+    let Some(image) = record::usable(store, id)? else { return Ok(None) };
+    // Without an index, the manifest is the same whatever platform is asked for.
+    if !wanted.runs(&image.platform) {
+        let what = format!("the image {}", reference.familiar());
+        let available = vec![image.platform];
+        return Err(ImageError::NoPlatform { what, wanted: wanted.clone(), available });
     }
-    Ok(image)
+    record::put_tag(store, reference, id)?;
+    Ok(Some(image))
 }
 
 /// Fetches and proves the layers, in the manifest's order.
