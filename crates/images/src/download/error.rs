@@ -320,6 +320,13 @@ impl Explain for DownloadError {
     }
 
     fn hint(&self) -> Option<String> {
+        self.hint_with(WAYS_OUT)
+    }
+}
+
+impl DownloadError {
+    /// The hint, with these ways out where this host may have no way to the network.
+    pub(crate) fn hint_with(&self, ways_out: &str) -> Option<String> {
         Some(match self {
             Self::BadUrl { .. } => "give an http:// or https:// URL, a file:// URL or an absolute path".into(),
             Self::Variable { name, .. } if name.starts_with("SSL") => {
@@ -329,12 +336,12 @@ impl Explain for DownloadError {
             Self::Client { .. } => {
                 "install the ca-certificates of your distribution, or name a PEM file with SSL_CERT_FILE; check HTTPS_PROXY".into()
             }
-            Self::Lookup { .. } => format!("check the name and this host's DNS (/etc/resolv.conf); {WAYS_OUT}"),
+            Self::Lookup { .. } => format!("check the name and this host's DNS (/etc/resolv.conf); {ways_out}"),
             Self::Connect { proxied: true, .. } => {
-                format!("a proxy is set: check that it runs, or unset it; {WAYS_OUT}")
+                format!("a proxy is set: check that it runs, or unset it; {ways_out}")
             }
             Self::Connect { .. } | Self::ConnectTimeout { .. } => {
-                format!("check that the server runs and that a firewall lets this host through; {WAYS_OUT}")
+                format!("check that the server runs and that a firewall lets this host through; {ways_out}")
             }
             Self::Proxy { .. } => {
                 "check HTTPS_PROXY (with user and password if it wants some: http://user:password@host:port), or except the host by NO_PROXY".into()
@@ -362,7 +369,7 @@ impl Explain for DownloadError {
             }
             Self::File { .. } => "check the path and its permissions".into(),
             Self::Store { source } => return source.hint(),
-            Self::Everywhere { failures, .. } => return failures.first().and_then(Self::hint),
+            Self::Everywhere { failures, .. } => return failures.first().and_then(|first| first.hint_with(ways_out)),
         })
     }
 }

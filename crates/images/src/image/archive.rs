@@ -146,7 +146,7 @@ impl Place {
             Self::Directory(dir) => {
                 let path = dir.join(name);
                 let mut bytes = Vec::new();
-                let file = open(&path)?;
+                let file = self.part(&path, name)?;
                 file.take(max + 1)
                     .read_to_end(&mut bytes)
                     .map_err(|error| ImageError::file("read", &path, error))?;
@@ -165,13 +165,23 @@ impl Place {
         }
     }
 
+    /// Opens a part of the image. One that is not there is the image's fault, as in an archive, not a wrong path of the user's.
+    fn part(&self, path: &Path, name: &str) -> Result<File, ImageError> {
+        open(path).map_err(|error| match error {
+            ImageError::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                ImageError::malformed(self.name(), format!("`{name}` is missing"))
+            }
+            error => error,
+        })
+    }
+
     /// A layer.
     pub(super) fn layer(&self, name: &str) -> Result<rootfs::Layer, ImageError> {
         let shown = format!("`{name}` of {}", self.name());
         match self {
             Self::Directory(dir) => {
                 let path = dir.join(name);
-                let file = open(&path)?;
+                let file = self.part(&path, name)?;
                 let len = file.metadata().map_err(|error| ImageError::file("read", &path, error))?.len();
                 Ok(rootfs::Layer::part(shown, Arc::new(file), 0, len))
             }

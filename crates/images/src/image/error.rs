@@ -51,6 +51,24 @@ pub enum ImageError {
         /// Whether it is a pipe or another stream, which somebody should have written to.
         is_stream: bool,
     },
+    /// Several images, and none is selected.
+    #[error("{what}: it has several images{}", Names(names))]
+    Several {
+        /// The archive.
+        what: String,
+        /// What they are called in there.
+        names: Vec<String>,
+    },
+    /// No image of the selected name.
+    #[error("{what}: it has no image `{wanted}`{}", Names(names))]
+    NotInside {
+        /// The archive.
+        what: String,
+        /// What was asked for.
+        wanted: String,
+        /// What the images in there are called.
+        names: Vec<String>,
+    },
     /// No image for the platform.
     #[error("{what} has no image for {wanted}{}", Available(available))]
     NoPlatform {
@@ -132,6 +150,20 @@ pub enum ImageError {
         /// By whom.
         by: String,
     },
+    /// An image with more names than one, of which only the id was given.
+    #[error("the image `{id}` has {} names: {}", names.len(), names.join(", "))]
+    SeveralNames {
+        /// What was given.
+        id: String,
+        /// Its names.
+        names: Vec<String>,
+    },
+    /// A folder that should be new or empty, and has something in it.
+    #[error("`{}` is not a new or empty folder", path.display())]
+    NotEmpty {
+        /// Which one.
+        path: PathBuf,
+    },
     /// An image whose files cannot be read here.
     #[error("the image `{name}` is a squashfs, whose files smartvm does not read")]
     Squashfs {
@@ -188,6 +220,21 @@ impl std::fmt::Display for Available<'_> {
     }
 }
 
+struct Names<'a>(&'a [String]);
+
+impl std::fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            [] => Ok(()),
+            names => write!(f, ": {}", names.join(", ")),
+        }
+    }
+}
+
+/// How images get onto a host that cannot reach a registry.
+const WAYS_OUT: &str = "behind a proxy set HTTPS_PROXY (and NO_PROXY); on a host without network bring an archive of the image \
+     along (`docker save`, `skopeo copy`) and use `smartvm image import FILE`";
+
 fn with(had_credentials: bool) -> &'static str {
     if had_credentials { " with these credentials" } else { " without credentials" }
 }
@@ -196,19 +243,22 @@ impl Explain for ImageError {
     fn code(&self) -> Code {
         match self {
             Self::Reference { .. } => Code::InvalidId,
-            Self::Manifest { .. } | Self::Malformed { .. } | Self::Empty { .. } | Self::Squashfs { .. } => {
-                Code::InvalidImage
-            }
+            Self::Manifest { .. }
+            | Self::Malformed { .. }
+            | Self::Empty { .. }
+            | Self::Several { .. }
+            | Self::Squashfs { .. } => Code::InvalidImage,
             Self::NoPlatform { .. }
             | Self::NotInRegistry { .. }
+            | Self::NotInside { .. }
             | Self::NotFound { .. }
             | Self::Ambiguous { .. } => Code::NotFound,
             Self::Unauthorized { .. } | Self::Credentials { .. } => Code::Unauthorized,
             Self::Protocol { .. } => Code::DownloadFailed,
             Self::Mismatch { .. } => Code::DigestMismatch,
-            Self::InUse { .. } => Code::InUse,
+            Self::InUse { .. } | Self::SeveralNames { .. } => Code::InUse,
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NotFound,
-            Self::File { .. } => Code::Host,
+            Self::File { .. } | Self::NotEmpty { .. } => Code::Host,
             Self::Download(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Rootfs(error) => error.code(),
@@ -224,6 +274,7 @@ impl Explain for ImageError {
             Self::Manifest { .. } | Self::Malformed { .. } => "make or fetch it again from a source that you trust".into(),
             Self::Empty { is_stream: true, .. } => "did the command before the pipe fail? run it alone to see what it says".into(),
             Self::Empty { .. } => "check that it is the one that you mean: an image has at least the program to run".into(),
+            Self::Several { .. } | Self::NotInside { .. } => "name one with --select".into(),
             Self::NoPlatform { .. } => "name another tag, or the platform that you want with --platform".into(),
             Self::NotInRegistry { .. } => "check name and tag; `smartvm image ls` shows what is here already".into(),
             Self::Unauthorized { registry, had_credentials: false, .. } => format!(
@@ -240,13 +291,15 @@ impl Explain for ImageError {
             }
             Self::NotFound { .. } => "`smartvm image ls` shows what there is; `smartvm image pull` fetches one".into(),
             Self::Ambiguous { .. } => "give more digits of the id".into(),
+            Self::SeveralNames { .. } => "remove its names first: smartvm image rm NAME".into(),
+            Self::NotEmpty { .. } => "name a new or empty folder".into(),
             Self::InUse { .. } => "stop what uses it first".into(),
             Self::Squashfs { blob, .. } => format!(
                 "unpack it with `unsquashfs -d DIR {}` (as root, to keep the owners), `smartvm image import DIR`, and export that",
                 blob.display()
             ),
             Self::File { .. } => "check the path and its permissions".into(),
-            Self::Download(error) => return error.hint(),
+            Self::Download(error) => return error.hint_with(WAYS_OUT),
             Self::Store(error) => return error.hint(),
             Self::Rootfs(error) => return error.hint(),
         })
@@ -258,6 +311,8 @@ impl Explain for ImageError {
             | Self::NotFound { .. }
             | Self::Ambiguous { .. }
             | Self::Squashfs { .. }
+            | Self::SeveralNames { .. }
+            | Self::NotEmpty { .. }
             | Self::InUse { .. } => Happened::NeverStarted,
             Self::Store(error) => error.happened(),
             _ => Happened::Failed,

@@ -234,11 +234,19 @@ impl Job<'_> {
                 return Err(ImageError::file("make the folder", Path::new(&name), error));
             }
         };
+        // Seen now rather than after all of the work. What comes in the meantime is kept by the rename below.
+        let is_free = match fs::read_dir(&path) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) => error.kind() != io::ErrorKind::NotADirectory,
+        };
+        if !is_free {
+            return Err(ImageError::NotEmpty { path });
+        }
         let made = tempfile::Builder::new()
             .prefix(TEMPORARY)
             .permissions(Permissions::from_mode(0o777))
             .tempdir_in(folder_of(&path))
-            .map_err(|error| ImageError::file("write to the folder of", &path, error))?;
+            .map_err(|error| ImageError::file("write to the folder of", &path, plain(error)))?;
         let at = |name: &str| made.path().join(name);
         let failed = |error| ImageError::file("write", &path, error);
         fs::create_dir_all(at("blobs/sha256")).map_err(failed)?;
@@ -362,7 +370,7 @@ impl Unfinished {
             .prefix(TEMPORARY)
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder_of(path));
-        file.map(Self).map_err(|error| ImageError::file("write to the folder of", path, error))
+        file.map(Self).map_err(|error| ImageError::file("write to the folder of", path, plain(error)))
     }
 
     fn finish(self, path: &Path) -> Result<(), ImageError> {
@@ -370,6 +378,11 @@ impl Unfinished {
         self.0.as_file().sync_all().map_err(failed)?;
         self.0.persist(path).map(drop).map_err(|error| failed(error.error))
     }
+}
+
+/// Without the temporary name, of which nobody has heard.
+fn plain(error: io::Error) -> io::Error {
+    if error.get_ref().is_some() { error.kind().into() } else { error }
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -121,7 +121,8 @@ pub async fn import(
 ) -> Result<Imported, ImageError> {
     let read = {
         let (store, options, progress) = (store.clone(), options.clone(), progress.clone());
-        blocking(move |abandoned| read(&store, source, &options, &progress, abandoned)).await?
+        let read = blocking(move |abandoned| read(&store, source, &options, &progress, abandoned)).await;
+        read.map_err(damaged)?
     };
     let Found { what, names, made, _spooled } = read;
     let (image, was_here) = match made {
@@ -154,6 +155,16 @@ pub async fn import(
         record::put_tag(store, name, image.id)?;
     }
     Ok(Imported { image, names, was_here })
+}
+
+/// What is here already has not been changed on its way from a registry: the source itself is damaged.
+fn damaged(error: ImageError) -> ImageError {
+    match error {
+        ImageError::Mismatch { what, expected, got } => {
+            ImageError::malformed(what, format!("it is damaged: expected {expected}, got {got}"))
+        }
+        error => error,
+    }
 }
 
 /// What a source was found to hold.
@@ -535,20 +546,23 @@ fn none_selected<'a>(
     options: &ImportOptions,
     names: impl Iterator<Item = &'a str>,
 ) -> ImageError {
-    let why = match &options.select {
-        Some(wanted) => format!("it has no image `{wanted}`{}", but(names)),
-        None => "it has no image".to_owned(),
-    };
-    ImageError::malformed(place, why)
+    match &options.select {
+        Some(wanted) => ImageError::NotInside {
+            what: place.to_owned(),
+            wanted: wanted.chars().take(100).collect(),
+            names: some_of(names),
+        },
+        None => ImageError::malformed(place, "it has no image"),
+    }
 }
 
 fn several<'a>(place: &str, names: impl Iterator<Item = &'a str>) -> ImageError {
-    ImageError::malformed(place, format!("it has several images; name one of them{}", but(names)))
+    ImageError::Several { what: place.to_owned(), names: some_of(names) }
 }
 
-fn but<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let names: Vec<String> = names.take(20).map(|name| name.chars().take(100).collect()).collect();
-    if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) }
+/// No more than fit in a message.
+fn some_of<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    names.take(20).map(|name| name.chars().take(100).collect()).collect()
 }
 
 pub(super) fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {

@@ -178,8 +178,8 @@ pub fn tag(store: &Store, image: &str, name: &Reference) -> Result<Named, ImageE
 /// at most one or `force` is set.
 ///
 /// # Errors
-/// [`ImageError::InUse`] when a machine runs from it; when it belongs to a base image, which is removed as a whole; when it has
-/// several names and only its id is given.
+/// [`ImageError::InUse`] when a machine runs from it; when it belongs to a base image, which is removed as a whole.
+/// [`ImageError::SeveralNames`] when it has several and only its id is given.
 pub fn remove(store: &Store, text: &str, force: bool) -> Result<Removed, ImageError> {
     let found = resolve(store, text)?;
     let by_name = text.parse::<Reference>().ok().filter(|name| found.names.contains(name));
@@ -187,8 +187,7 @@ pub fn remove(store: &Store, text: &str, force: bool) -> Result<Removed, ImageEr
         Some(name) => vec![name.clone()],
         None if found.names.len() > 1 && !force => {
             let names: Vec<String> = found.names.iter().map(Reference::familiar).collect();
-            let by = format!("it has the names {}", names.join(", "));
-            return Err(ImageError::InUse { name: text.to_owned(), by });
+            return Err(ImageError::SeveralNames { id: text.to_owned(), names });
         }
         None => found.names.clone(),
     };
@@ -440,6 +439,7 @@ mod tests {
         let error = remove(&store, &id, false).unwrap_err();
         assert_eq!(error.code(), Code::InUse);
         assert!(error.to_string().contains("a:1, b:2"), "{error}");
+        assert_eq!(error.hint().unwrap(), "remove its names first: smartvm image rm NAME");
         assert_eq!(remove(&store, &id, true).unwrap().untagged.len(), 2);
     }
 

@@ -193,7 +193,18 @@ async fn what_cannot_be_exported_is_said_and_nothing_is_made() {
     for format in [ExportFormat::OciTar, ExportFormat::OciDirectory] {
         bench.export("tool:1", format, &to).await.unwrap_err();
     }
+    let error = bench.export("tool:1", ExportFormat::OciDirectory, &to).await.unwrap_err();
+    assert!(error.to_string().ends_with("out` is not a new or empty folder"), "{error}");
     assert_eq!(fs::read(to.join("mine")).unwrap(), b"mine");
+    // A place that cannot be written is named by its own name alone.
+    for format in [ExportFormat::OciTar, ExportFormat::OciDirectory, ExportFormat::RootfsTar] {
+        let error = bench.export("tool:1", format, Path::new("/proc/nowhere/x")).await.unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(
+            error.to_string().contains("`/proc/nowhere/x`") && !source.contains(TEMPORARY),
+            "{error}: {source}"
+        );
+    }
     let left = fs::read_dir(bench.dir.path()).unwrap().filter(|entry| {
         entry.as_ref().unwrap().file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY))
     });
