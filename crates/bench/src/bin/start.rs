@@ -181,7 +181,7 @@ impl Bench {
 
     /// From the call until the API has answered.
     fn ready(&self, name: &str, runs: usize) -> Outcome<Figure> {
-        let [ours, floor] = by_turns(runs, [&|| self.our_ready(), &|| self.floor_ready()])?;
+        let [ours, floor] = by_turns(runs, Clock::AtOnce, [&|| self.our_ready(), &|| self.floor_ready()])?;
         Ok(Figure::against(name, "ms", Better::Lower, &ours, &floor))
     }
 
@@ -218,6 +218,7 @@ impl Bench {
     fn first_byte(&self, runs: usize) -> Outcome<[Figure; 2]> {
         let [ours, by_api, by_config] = by_turns(
             runs,
+            Clock::AnyMoment,
             [&|| self.our_first_byte(), &|| self.floor_first_byte(&|| self.by_api_calls()), &|| {
                 self.floor_first_byte(&|| Raw::without_api(&self.firecracker, &self.idle.config()))
             }],
@@ -251,7 +252,7 @@ impl Bench {
 
     /// SIGTERM to a running VM, until it is reaped and its socket removed.
     fn stop(&self, runs: usize) -> Outcome<Figure> {
-        let [ours, floor] = by_turns(runs, [&|| self.our_stop(), &|| self.floor_stop()])?;
+        let [ours, floor] = by_turns(runs, Clock::AnyMoment, [&|| self.our_stop(), &|| self.floor_stop()])?;
         Ok(Figure::against("stop", "ms", Better::Lower, &ours, &floor))
     }
 
@@ -289,21 +290,32 @@ async fn running(launch: Launch) -> Result<Vmm, String> {
 /// Samples of each, one after the other, beginning with another one in each round: what a start costs depends on what the
 /// one before left to the kernel.
 ///
-/// Each begins at another moment of the kernel's clock, as real starts do. The one before ends with a tick, so without that
-/// all would run in step with it, and a microsecond more or less would count for a whole tick.
 fn by_turns<const N: usize>(
     runs: usize,
+    clock: Clock,
     contenders: [&dyn Fn() -> Outcome<f64>; N],
 ) -> Outcome<[Vec<f64>; N]> {
     let mut samples = [const { Vec::new() }; N];
     for round in 0..runs {
         for turn in 0..N {
             let which = (round + turn) % N;
-            std::thread::sleep(TICKS.mul_f64((round * N + turn) as f64 * GOLDEN_RATIO % 1.0));
+            if clock == Clock::AnyMoment {
+                std::thread::sleep(TICKS.mul_f64((round * N + turn) as f64 * GOLDEN_RATIO % 1.0));
+            }
             samples[which].push(contenders[which]()?);
         }
     }
     Ok(samples)
+}
+
+/// When a run begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    /// As soon as the one before is over.
+    AtOnce,
+    /// At another moment of the kernel's clock each time, as real starts do. For what waits for a tick: the run before ends with
+    /// one, so all would run in step with it, and a microsecond more or less would count for a whole tick.
+    AnyMoment,
 }
 
 /// Two ticks of a kernel with 250 of them a second.
