@@ -119,6 +119,7 @@ mod tests {
         let store = Store::open(&dir.path().join("store")).unwrap();
         let tree = dir.path().join("tree");
         std::fs::create_dir(&tree).unwrap();
+        std::fs::write(tree.join("file"), "").unwrap();
         let options = ImportOptions::default();
         let imported = image::import(&store, ImportSource::Path(tree), &options, &Progress::none()).await;
         let made = imported.unwrap().image;
