@@ -202,6 +202,9 @@ async fn from_folder(
     for (path, what) in &taken.imported {
         text += &format!("took     {}: {}\n", shown(path), on_one_line(what));
     }
+    for (path, _) in &taken.failed {
+        text += &format!("failed   {}: see the error above\n", shown(path));
+    }
     for (path, why) in &taken.skipped {
         text += &format!("skipped  {}: {}\n", shown(path), on_one_line(why));
     }

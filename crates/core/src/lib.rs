@@ -6,6 +6,7 @@
 //! * [`target`]: the Firecracker and the host that a spec is meant for
 //! * [`problem`]: what is wrong with a spec
 //! * [`validate`]: finds it, all at once
+//! * [`initramfs`]: writes what a kernel unpacks before it runs anything
 //! * [`kernel_image`]: what a kernel file is, and where it boots
 //! * [`boot`]: the kernel's command line as a plan
 //! * [`image_machine`]: a machine that boots an image, as a plan
@@ -18,6 +19,7 @@ pub mod boot;
 pub mod explain;
 pub mod id;
 pub mod image_machine;
+pub mod initramfs;
 pub mod kernel_image;
 pub mod machine;
 pub mod problem;

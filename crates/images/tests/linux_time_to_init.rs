@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use smartvm_lab::cpio::Archive;
+use smartvm_core::initramfs::Archive;
 use smartvm_lab::guest::Assets;
 
 const PATIENCE: Duration = Duration::from_secs(60);

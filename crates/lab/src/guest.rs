@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cache::{Cache, Key, remove, run_to_end};
-use crate::cpio::Archive;
 use crate::debian::{KernelSeries, Parts, kernel_package};
 use crate::fault::{AtPath, Fault, Result};
 use crate::registry::{Registry, RegistryOptions, minbase_layout};
 use crate::{modules, workspace};
+use smartvm_core::initramfs::Archive;
 
 /// Where an initramfs of ours keeps its modules, in the order of their names.
 pub const MODULES: &str = "/lab-modules";

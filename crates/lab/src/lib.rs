@@ -5,7 +5,6 @@
 pub mod agent;
 pub mod bzimage;
 pub mod cache;
-pub mod cpio;
 pub mod debian;
 pub mod emulated;
 pub mod fault;

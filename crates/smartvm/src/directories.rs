@@ -9,6 +9,11 @@ use std::path::{Path, PathBuf};
 use smartvm_core::explain::{Code, Explain, Happened};
 use smartvm_images::store::{Store, StoreError};
 
+/// Names the runtime directory.
+pub(crate) const RUNTIME_VARIABLE: &str = "SMARTVM_RUNTIME_DIR";
+/// Names the data directory.
+pub(crate) const DATA_VARIABLE: &str = "SMARTVM_DATA_DIR";
+
 /// The directories of one host.
 ///
 /// | | root | others | set by |
@@ -34,7 +39,7 @@ impl Directories {
     /// # Errors
     /// See [`DirectoryError`] and [`StoreError`].
     pub fn open_store(&self) -> Result<Store, OpenStoreError> {
-        make_private(&self.data)?;
+        make_private(&self.data, DATA_VARIABLE)?;
         Ok(Store::open(&self.store_dir())?)
     }
 
@@ -60,12 +65,12 @@ impl Directories {
         let root = uid == 0;
         // A relative one would be another place for each working directory; XDG says to ignore it.
         let absolute = |name: &str| variable(name).filter(|path| path.is_absolute());
-        let runtime = variable("SMARTVM_RUNTIME_DIR").unwrap_or_else(|| match absolute("XDG_RUNTIME_DIR") {
+        let runtime = variable(RUNTIME_VARIABLE).unwrap_or_else(|| match absolute("XDG_RUNTIME_DIR") {
             _ if root => "/run/smartvm".into(),
             Some(dir) => dir.join("smartvm"),
             None => absolute("TMPDIR").unwrap_or_else(|| "/tmp".into()).join(format!("smartvm-{uid}")),
         });
-        let data = variable("SMARTVM_DATA_DIR").unwrap_or_else(|| {
+        let data = variable(DATA_VARIABLE).unwrap_or_else(|| {
             if root {
                 return "/var/lib/smartvm".into();
             }
@@ -117,6 +122,8 @@ pub enum DirectoryError {
     Io {
         /// The directory.
         path: PathBuf,
+        /// The environment variable that names another one.
+        variable: &'static str,
         /// Why not.
         source: io::Error,
     },
@@ -125,6 +132,8 @@ pub enum DirectoryError {
     NotUtf8 {
         /// The directory.
         path: PathBuf,
+        /// The environment variable that names another one.
+        variable: &'static str,
     },
     /// Others may change what lies in it, or it is not a directory of ours.
     #[error("cannot use {} as a private directory: {problem}", path.display())]
@@ -145,9 +154,8 @@ impl Explain for DirectoryError {
 
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Io { .. } | Self::NotUtf8 { .. } => {
-                "set SMARTVM_RUNTIME_DIR, or SMARTVM_DATA_DIR, to a directory that this user can make and use"
-                    .into()
+            Self::Io { variable, .. } | Self::NotUtf8 { variable, .. } => {
+                format!("set {variable} to a directory that this user can make and use")
             }
             Self::NotPrivate { remedy, .. } => remedy.clone(),
         })
@@ -162,11 +170,11 @@ impl Explain for DirectoryError {
 ///
 /// # Errors
 /// It cannot be made, or what is there belongs to somebody else or is writable for others.
-pub(crate) fn make_private(path: &Path) -> Result<PathBuf, DirectoryError> {
-    let failed = |source| DirectoryError::Io { path: path.to_owned(), source };
+pub(crate) fn make_private(path: &Path, variable: &'static str) -> Result<PathBuf, DirectoryError> {
+    let failed = |source| DirectoryError::Io { path: path.to_owned(), variable, source };
     let path = std::path::absolute(path).map_err(failed)?;
     if path.to_str().is_none() {
-        return Err(DirectoryError::NotUtf8 { path });
+        return Err(DirectoryError::NotUtf8 { path, variable });
     }
     if let Some(parent) = path.parent() {
         // Whatever the umask: who may write above could put another directory in our place.
@@ -176,33 +184,32 @@ pub(crate) fn make_private(path: &Path) -> Result<PathBuf, DirectoryError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
         _ => {}
     }
-    check_private(&path)?;
+    check_private(&path, variable)?;
     fs::canonicalize(&path).map_err(failed)
 }
 
 /// Looks at the directory itself, never at what a symbolic link names: in a directory that all may write to, anybody
 /// could have put the link there.
-fn check_private(path: &Path) -> Result<(), DirectoryError> {
-    let metadata =
-        fs::symlink_metadata(path).map_err(|source| DirectoryError::Io { path: path.to_owned(), source })?;
+fn check_private(path: &Path, variable: &'static str) -> Result<(), DirectoryError> {
+    let metadata = fs::symlink_metadata(path).map_err(|source| DirectoryError::Io {
+        path: path.to_owned(),
+        variable,
+        source,
+    })?;
     let not_private = |problem: String, remedy: String| {
         Err(DirectoryError::NotPrivate { path: path.to_owned(), problem, remedy })
     };
     let uid = rustix::process::geteuid().as_raw();
     if metadata.is_symlink() {
-        let remedy = "name the directory itself in SMARTVM_RUNTIME_DIR (for the store: SMARTVM_DATA_DIR), or remove the link".into();
+        let remedy = format!("name the directory itself in {variable}, or remove the link");
         return not_private("it is a symbolic link".into(), remedy);
     }
     if !metadata.is_dir() {
-        let remedy = format!(
-            "remove {} or name another place in SMARTVM_RUNTIME_DIR (for the store: SMARTVM_DATA_DIR)",
-            path.display()
-        );
+        let remedy = format!("remove {} or name another place in {variable}", path.display());
         return not_private("it is not a directory".into(), remedy);
     }
     if metadata.uid() != uid {
-        let remedy =
-            "name a directory of your own in SMARTVM_RUNTIME_DIR (for the store: SMARTVM_DATA_DIR)".into();
+        let remedy = format!("name a directory of your own in {variable}");
         return not_private(format!("it belongs to uid {}, not to {uid}", metadata.uid()), remedy);
     }
     if metadata.mode() & 0o022 != 0 {
@@ -244,7 +251,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
         let umask = rustix::process::umask(rustix::fs::Mode::empty());
-        let made = make_private(&path);
+        let made = make_private(&path, RUNTIME_VARIABLE);
         rustix::process::umask(umask);
         made.unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
@@ -253,7 +260,7 @@ mod tests {
             0,
             "nor do others write above it"
         );
-        make_private(&path).unwrap();
+        make_private(&path, RUNTIME_VARIABLE).unwrap();
     }
 
     #[test]
@@ -262,7 +269,7 @@ mod tests {
         let path = dir.path().join("shared");
         fs::create_dir(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o770)).unwrap();
-        let error = make_private(&path).unwrap_err();
+        let error = make_private(&path, RUNTIME_VARIABLE).unwrap_err();
         assert!(error.to_string().contains("mode 770"), "{error}");
         assert_eq!(error.hint().unwrap(), format!("chmod 700 {}", path.display()));
     }
@@ -272,7 +279,7 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(std::ffi::OsStr::from_bytes(b"x\xff"));
-        assert!(matches!(make_private(&path), Err(DirectoryError::NotUtf8 { .. })));
+        assert!(matches!(make_private(&path, RUNTIME_VARIABLE), Err(DirectoryError::NotUtf8 { .. })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
@@ -283,13 +290,16 @@ mod tests {
         symlink(dir.path(), &link).unwrap();
         fs::write(&file, "").unwrap();
         for path in [&link, &file] {
-            assert!(matches!(make_private(path), Err(DirectoryError::NotPrivate { .. })), "{path:?}");
+            assert!(
+                matches!(make_private(path, RUNTIME_VARIABLE), Err(DirectoryError::NotPrivate { .. })),
+                "{path:?}"
+            );
         }
         if rustix::process::geteuid().is_root() {
             let foreign = dir.path().join("foreign");
             fs::create_dir(&foreign).unwrap();
             chown(&foreign, Some(65534), None).unwrap();
-            let error = make_private(&foreign).unwrap_err();
+            let error = make_private(&foreign, RUNTIME_VARIABLE).unwrap_err();
             assert!(error.to_string().contains("uid 65534"), "{error}");
         }
     }

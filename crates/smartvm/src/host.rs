@@ -12,7 +12,7 @@ use smartvm_core::id::MachineId;
 use smartvm_host::process::ProcessId;
 use tokio::time::sleep;
 
-use crate::directories::{Directories, DirectoryError, make_private};
+use crate::directories::{DATA_VARIABLE, Directories, DirectoryError, RUNTIME_VARIABLE, make_private};
 use crate::gc::{self, GcMode, GcReport};
 use crate::record::Record;
 
@@ -40,11 +40,14 @@ impl Host {
     /// # Errors
     /// See [`DirectoryError`].
     pub fn open(directories: &Directories) -> Result<Self, DirectoryError> {
-        let runtime_dir = make_private(&directories.runtime)?;
-        make_private(&runtime_dir.join("machines"))?;
+        let runtime_dir = make_private(&directories.runtime, RUNTIME_VARIABLE)?;
+        make_private(&runtime_dir.join("machines"), RUNTIME_VARIABLE)?;
         // The VMM works elsewhere: what is named to it must not move with it. It is made when something is put there.
-        let data_dir = std::path::absolute(&directories.data)
-            .map_err(|source| DirectoryError::Io { path: directories.data.clone(), source })?;
+        let data_dir = std::path::absolute(&directories.data).map_err(|source| DirectoryError::Io {
+            path: directories.data.clone(),
+            variable: DATA_VARIABLE,
+            source,
+        })?;
         Ok(Self { runtime_dir, data_dir })
     }
 

@@ -176,3 +176,30 @@ fn an_image_is_exported_to_files_folders_and_pipes() {
         assert!(text(&refused.stderr).contains(words) && refused.stdout.is_empty(), "{refused:?}");
     }
 }
+
+#[test]
+fn nothing_is_no_image() {
+    let scene = Scene::new();
+    let empty = scene.path("empty");
+    fs::create_dir(&empty).unwrap();
+    let folder = scene.output(&["image", "import", &empty.display().to_string()]);
+    let stream = scene.smartvm().args(["image", "import", "-"]).stdin(Stdio::null()).output().unwrap();
+    for (refused, hint) in [(folder, "no files"), (stream, "did the command before the pipe fail?")] {
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(3), "{said}");
+        assert!(said.contains("error[INVALID_IMAGE]") && said.contains(hint), "{said}");
+    }
+}
+
+#[test]
+fn a_variable_that_cannot_be_followed_is_named() {
+    let scene = Scene::new();
+    for (variable, value) in [("HTTPS_PROXY", "junk://x"), ("SSL_CERT_FILE", "/nowhere/ca.pem")] {
+        let mut pull = scene.smartvm();
+        let refused =
+            pull.env(variable, value).args(["image", "pull", "registry.invalid/a:1"]).output().unwrap();
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(9), "{said}");
+        assert!(said.contains(variable), "{said}");
+    }
+}

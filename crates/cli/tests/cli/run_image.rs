@@ -11,7 +11,9 @@ use smartvm::images::image::{ImageConfig, ImportOptions, ImportSource, import};
 use smartvm::images::{Progress, Store};
 use smartvm_core::bare_metal::Guest;
 
+use crate::goods::{publish, release};
 use crate::scene::{Running, Scene, is_alive, wait_until};
+use crate::server::Server;
 
 /// A scene with an image `tiny:1` and a kernel that is this guest.
 fn scene(guest: Guest<'_>) -> Scene {
@@ -158,4 +160,44 @@ fn what_is_missing_is_told_with_the_ways_out() {
     let (output, said) = run(&scene, &["--disk-size", "1M", "tiny:1"]);
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert_released(&scene);
+}
+
+#[test]
+fn the_release_that_a_machine_runs_is_not_removed() {
+    let (scene, server) = (scene(Guest::ResetOnCtrlAltDel), Server::new());
+    for version in ["v1.12.1", "v1.13.0"] {
+        publish(&server, version, &release(version));
+        let mut install = scene.smartvm();
+        install.env("SMARTVM_FIRECRACKER_URL", server.url("/releases"));
+        assert!(install.args(["firecracker", "install", version]).output().unwrap().status.success());
+    }
+    let mut run = Running::start(
+        scene.smartvm().env_remove("SMARTVM_FIRECRACKER").args(["run", "--id", "web", "tiny:1"]),
+    );
+    run.await_output("S");
+    assert!(scene.output(&["firecracker", "use", "v1.13.0"]).status.success());
+    let refused = scene.output(&["firecracker", "rm", "v1.12.1"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(7), "{said}");
+    assert!(said.contains("error[IN_USE]") && said.contains("web"), "{said}");
+    assert!(scene.output(&["stop", "web"]).status.success());
+    run.end();
+    assert!(scene.output(&["firecracker", "rm", "v1.12.1"]).status.success());
+    assert_released(&scene);
+}
+
+#[test]
+fn a_linux_that_came_without_its_drivers_is_refused_before_it_runs() {
+    let scene = scene(Guest::ByteThenReset);
+    // Linux by its own word, and no more is known of it.
+    let mut kernel = Guest::ByteThenReset.elf();
+    kernel.extend_from_slice(b"Linux version 6.1.0-test (nobody) #1\0");
+    let kernel = scene.write("vmlinux", kernel);
+    let imported = scene.output(&["kernel", "import", "--name", "bare", &kernel.display().to_string()]);
+    assert!(imported.status.success(), "{imported:?}");
+    for more in [&["--read-only"][..], &[]] {
+        let (output, said) = run(&scene, &[&["--dry-run", "--kernel", "bare"], more, &["tiny:1"]].concat());
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains("error[INVALID_KERNEL]") && said.contains("lib/modules"), "{said}");
+    }
 }

@@ -202,3 +202,23 @@ fn a_terminal_that_agrees_sees_it_through_to_doctor() {
     assert_eq!(status, Some(0), "{screen}");
     assert!(screen.contains("is here, with kernel") && screen.contains("\x1b[32mok"), "{screen}");
 }
+
+#[test]
+fn a_folder_that_is_not_there_and_files_that_fail_are_told() {
+    let scene = Scene::new();
+    let missing = setup(&scene, None, &["--from", "/nowhere"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(7), "{missing:?}");
+    let brought = scene.path("brought");
+    std::fs::create_dir(&brought).unwrap();
+    std::fs::write(brought.join("linux-image-6.1.0_amd64.deb"), b"!<arch>\ncut").unwrap();
+    let failed = setup(&scene, None, &["--from", &brought.display().to_string()]).output().unwrap();
+    assert_ne!(failed.status.code(), Some(0), "{failed:?}");
+    assert!(
+        text(&failed.stdout).contains("failed   linux-image-6.1.0_amd64.deb: see the error above"),
+        "{failed:?}"
+    );
+    let path = brought.join("linux-image-6.1.0_amd64.deb").display().to_string();
+    let first = text(&failed.stderr);
+    let first = first.lines().find(|line| line.starts_with("error[")).unwrap_or_default().to_owned();
+    assert_eq!(first.matches(&path).count(), 1, "{first}");
+}

@@ -133,3 +133,14 @@ fn a_folder_that_is_no_store_or_a_newer_one_is_refused_with_the_way_out() {
     let error: serde_json::Value = serde_json::from_slice(&newer.stderr).unwrap();
     assert_eq!(error["code"], "STORE");
 }
+
+#[test]
+fn a_data_directory_that_is_none_is_refused_with_the_variable_that_names_it() {
+    let scene = Scene::new();
+    let file = scene.write("file", b"");
+    let refused = scene.smartvm().env("SMARTVM_DATA_DIR", &file).args(["store", "df"]).output().unwrap();
+    let said = text(&refused.stderr);
+    assert_ne!(refused.status.code(), Some(0), "{said}");
+    assert!(said.contains("it is not a directory") && said.contains("SMARTVM_DATA_DIR"), "{said}");
+    assert!(!said.contains("SMARTVM_RUNTIME_DIR"), "{said}");
+}

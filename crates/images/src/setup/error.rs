@@ -96,6 +96,7 @@ impl Explain for SetupError {
     fn code(&self) -> Code {
         match self {
             Self::Offline { .. } => Code::DownloadFailed,
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NotFound,
             Self::NoRoom { .. } | Self::Read { .. } => Code::Host,
             Self::NothingFound { .. } | Self::NoChecksum { .. } => Code::NotFound,
             Self::BadChecksum { .. } => Code::InvalidImage,

@@ -9,11 +9,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use smartvm_core::initramfs::Archive;
 use smartvm_guest_api::boot::{
     Disk, Ended, FileSystem, Orders, Overlay, Process, Report, Root, Step, layout,
 };
 use smartvm_guest_binary::GUEST;
-use smartvm_lab::cpio::Archive;
 use smartvm_lab::guest::Assets;
 use tempfile::TempDir;
 

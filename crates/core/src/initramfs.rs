@@ -1,14 +1,19 @@
-//! Writes cpio archives of the "newc" kind, the form that the kernel unpacks as an initramfs.
+//! Writes the initramfs: a cpio archive of the "newc" kind, not compressed, so that nothing has to be unpacked in the
+//! guest before its init runs.
+//!
+//! Everything in it belongs to root and has no time, inodes count up, and the order is fixed: equal input gives equal
+//! bytes.
 
 use std::io::{self, Write};
 
-const S_IFDIR: u32 = 0o040_000;
-const S_IFREG: u32 = 0o100_000;
-const S_IFLNK: u32 = 0o120_000;
-const S_IFCHR: u32 = 0o020_000;
+use cpio::newc::{Builder, trailer};
 
-/// An archive being written. Everything in it belongs to root and has no time, so that equal input
-/// gives equal bytes. Parents must be added before what is in them.
+const DIRECTORY: u32 = 0o040_000;
+const FILE: u32 = 0o100_000;
+const LINK: u32 = 0o120_000;
+const CHARACTER_DEVICE: u32 = 0o020_000;
+
+/// An archive being written. Parents must be added before what is in them.
 #[derive(Debug)]
 pub struct Archive<W> {
     out: W,
@@ -22,30 +27,43 @@ impl<W: Write> Archive<W> {
     }
 
     /// A directory, mode 0755.
+    ///
+    /// # Errors
+    /// When the path is empty or has a NUL byte, or `out` fails; so for all that is added.
     pub fn directory(&mut self, path: &str) -> io::Result<()> {
-        self.entry(path, S_IFDIR | 0o755, (0, 0), b"")
+        self.entry(path, DIRECTORY | 0o755, (0, 0), b"")
     }
 
     /// A file. `mode` has the permission bits only. At most 4 GiB, by the format.
+    ///
+    /// # Errors
+    /// As for directories.
     pub fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
-        self.entry(path, S_IFREG | mode, (0, 0), content)
+        self.entry(path, FILE | (mode & 0o7777), (0, 0), content)
     }
 
     /// A symbolic link.
+    ///
+    /// # Errors
+    /// As for directories.
     pub fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
-        self.entry(path, S_IFLNK | 0o777, (0, 0), target.as_bytes())
+        self.entry(path, LINK | 0o777, (0, 0), target.as_bytes())
     }
 
     /// A character device, mode 0600.
+    ///
+    /// # Errors
+    /// As for directories.
     pub fn character_device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
-        self.entry(path, S_IFCHR | 0o600, (major, minor), b"")
+        self.entry(path, CHARACTER_DEVICE | 0o600, (major, minor), b"")
     }
 
     /// Writes the end mark and gives the output back.
-    pub fn finish(mut self) -> io::Result<W> {
-        self.write("TRAILER!!!", 0, 0, (0, 0), b"")?;
-        self.out.flush()?;
-        Ok(self.out)
+    ///
+    /// # Errors
+    /// When `out` fails.
+    pub fn finish(self) -> io::Result<W> {
+        trailer(self.out)
     }
 
     fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), content: &[u8]) -> io::Result<()> {
@@ -53,43 +71,19 @@ impl<W: Write> Archive<W> {
         if path.is_empty() || path.contains('\0') {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("bad archive path {path:?}")));
         }
-        self.entries += 1;
-        self.write(path, self.entries, mode, device, content)
-    }
-
-    fn write(
-        &mut self,
-        path: &str,
-        inode: u32,
-        mode: u32,
-        device: (u32, u32),
-        content: &[u8],
-    ) -> io::Result<()> {
         let size = u32::try_from(content.len())
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{path} is over 4 GiB")))?;
-        let name_size = u32::try_from(path.len() + 1)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "archive path over 4 GiB"))?;
-        let links = if mode & S_IFDIR == S_IFDIR { 2 } else { 1 };
-        // Fields: ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
-        let fields = [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
-        let mut header = String::from("070701");
-        for field in fields {
-            header.push_str(&format!("{field:08X}"));
-        }
-        self.out.write_all(header.as_bytes())?;
-        self.out.write_all(path.as_bytes())?;
-        self.out.write_all(b"\0")?;
-        self.pad(header.len() + path.len() + 1)?;
-        self.out.write_all(content)?;
-        self.pad(content.len())
-    }
-
-    fn pad(&mut self, written: usize) -> io::Result<()> {
-        self.out.write_all(&[0; 3][..written.wrapping_neg() % 4])
+        self.entries += 1;
+        let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
+        let entry = Builder::new(path).ino(self.entries).mode(mode).nlink(links);
+        let mut writer = entry.rdev_major(device.0).rdev_minor(device.1).write(&mut self.out, size);
+        writer.write_all(content)?;
+        writer.finish().map(drop)
     }
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_types, reason = "the reference reader is a program")]
 mod tests {
     use std::io::Write as _;
     use std::process::{Command, Stdio};
@@ -119,6 +113,7 @@ mod tests {
     #[test]
     fn refuses_an_empty_path() {
         assert!(Archive::new(Vec::new()).file("/", 0o644, b"").is_err());
+        assert!(Archive::new(Vec::new()).file("a\0b", 0o644, b"").is_err());
     }
 
     /// The reference reader agrees. Needs the `cpio` program, one of the lab's packages.
